@@ -1,0 +1,291 @@
+"""Object storage behind one small interface: a directory, S3 and its kin, GCS, Azure.
+
+`open_store(uri)` gives a `Store`; keys below it are plain `a/b/c` paths. All writes go through
+obstore, because pyarrow publishes truncated objects when a stream is abandoned and cannot write
+conditionally; pyarrow only reads datasets (`arrow_filesystem`).
+
+Every request has a connect, a request and a total deadline, since the clients underneath wait for
+ever on a black hole. Credentials come from the standard places (environment, shared credentials
+file, instance or pod identity), never from a URI, and no error shows one.
+
+Knows nothing of manifests, runs or models.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
+
+from cluster.errors import BadInput, NotFound, StorageError, shown
+
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 60
+TOTAL_TIMEOUT_S = 90
+_CHUNK_BYTES = 8 * 1024 * 1024
+_SCHEMES = ("file", "s3", "gs", "az", "abfs")
+_QUERY_KEYS = ("endpoint", "region")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A parsed storage URI. `bucket` is empty for `file`; `prefix` has no slash at either end."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, uri: str) -> Location:
+        """Read a URI, or a plain path as a directory of this machine.
+
+        Raises:
+            BadInput: unknown scheme, credentials in the URI, an unknown option.
+        """
+        if "://" not in uri:
+            return cls("file", "", str(Path(uri).expanduser().resolve()).strip("/"))
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise _bad_uri(str(error), uri.split("://", 1)[0] + "://…") from None
+        if "@" in parts.netloc or parts.fragment:
+            # Not shown: what stands before an @ may be a secret.
+            raise _bad_uri("a storage URI holds neither credentials nor a '#'", f"{parts.scheme}://…")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if parts.scheme not in _SCHEMES:
+            raise _bad_uri(f"'{parts.scheme}' is not a kind of storage", shown(uri))
+        if unknown := sorted(set(options) - set(_QUERY_KEYS)):
+            raise _bad_uri(f"unknown option '{unknown[0]}' in the storage URI", f"{parts.scheme}://…")
+        if ".." in parts.path.split("/"):
+            raise _bad_uri("a storage URI has no '..'", shown(uri))
+        if parts.scheme == "file":
+            if parts.netloc not in ("", "localhost"):
+                raise _bad_uri("a file URI names no host: it has three slashes", shown(uri))
+            return cls("file", "", parts.path.strip("/"))
+        if not parts.netloc:
+            raise _bad_uri("the storage URI names no bucket", shown(uri))
+        return cls(parts.scheme, parts.netloc, parts.path.strip("/"), options)
+
+    @property
+    def uri(self) -> str:
+        """The canonical URI."""
+        if self.scheme == "file":
+            return f"file:///{self.prefix}"
+        path = f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+        return path + ("?" + "&".join(f"{k}={v}" for k, v in self.options.items()) if self.options else "")
+
+    def child(self, *names: str) -> Location:
+        """The location of a key below this one."""
+        prefix = "/".join([p for p in (self.prefix, *names) if p])
+        return Location(self.scheme, self.bucket, prefix, self.options)
+
+
+def _bad_uri(failed: str, got: str) -> BadInput:
+    return BadInput(
+        failed,
+        got=got,
+        allowed="a path, file:///dir, s3://bucket/prefix[?endpoint=URL&region=NAME], gs://…, az://…",
+        fix="keep credentials in the environment or the shared credentials file",
+    )
+
+
+class Store:
+    """A prefix of an object store. Safe to use from several threads.
+
+    Every method raises `StorageError` when the store refuses or can't be reached within the
+    deadlines; readers raise `NotFound` for a key that isn't there.
+    """
+
+    def __init__(self, backend: ObjectStore, uri: str) -> None:
+        self._backend = backend
+        self.uri = uri
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+        try:
+            return bytes(obstore.get(self._backend, key).bytes())
+        except (FileNotFoundError, BaseError, OSError) as error:
+            raise self._translated("reading", key, error) from None
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """The object in pieces of about 8 MiB, in order."""
+        try:
+            for chunk in obstore.get(self._backend, key).stream(min_chunk_size=_CHUNK_BYTES):
+                yield bytes(chunk)
+        except (FileNotFoundError, BaseError, OSError) as error:
+            raise self._translated("reading", key, error) from None
+
+    def size_bytes(self, key: str) -> int | None:
+        """The object's size, or None where there is no such object."""
+        try:
+            return int(obstore.head(self._backend, key)["size"])
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            raise self._translated("looking up", key, error) from None
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write an object whole (a file in concurrent parts), replacing what was there."""
+        try:
+            obstore.put(self._backend, key, data)
+        except (BaseError, OSError) as error:
+            raise self._translated("writing", key, error) from None
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create an object; False where the key is taken by other bytes.
+
+        A response lost on the way makes the client repeat a write that has succeeded and be told
+        that the key is taken. So a refusal is checked against what is there: our own bytes (the
+        caller puts a nonce in them) mean that we won.
+        """
+        try:
+            obstore.put(self._backend, key, data, mode="create")
+            return True
+        except (AlreadyExistsError, PreconditionError):
+            return self.get(key) == data
+        except (BaseError, OSError) as error:
+            raise self._translated("creating", key, error) from None
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key below a folder, sorted. For clean-up and copying, never to guess a latest."""
+        try:
+            pages = list(obstore.list(self._backend, prefix.rstrip("/") + "/" if prefix else None))
+        except (BaseError, OSError) as error:
+            raise self._translated("listing", prefix, error) from None
+        return sorted(meta["path"] for page in pages for meta in page)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below a folder, sorted."""
+        try:
+            found = obstore.list_with_delimiter(self._backend, prefix.rstrip("/") + "/" if prefix else None)
+        except (BaseError, OSError) as error:
+            raise self._translated("listing", prefix, error) from None
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that aren't there are passed over."""
+        for key in keys:
+            try:
+                obstore.delete(self._backend, key)
+            except FileNotFoundError:
+                continue
+            except (BaseError, OSError) as error:
+                raise self._translated("deleting", key, error) from None
+
+    def _translated(self, doing: str, key: str, error: Exception) -> Exception:
+        if isinstance(error, FileNotFoundError):
+            return NotFound("no such object", got=shown(key), allowed=f"a key in {self.uri}")
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+        return StorageError(
+            f"{doing} '{key}' in {self.uri} failed",
+            # The first line says it; what follows is the client's debug dump.
+            got=shown(str(error).split("\n", 1)[0]),
+            allowed="a store that answers within "
+            f"{TOTAL_TIMEOUT_S} s and lets these credentials read, write and delete",
+            fix="check the credentials and their rights"
+            if refused
+            else "check the endpoint, the network and the space left, then try again",
+        )
+
+
+def open_store(uri: str) -> Store:
+    """The store at `uri`: `file://`, `s3://` (with `?endpoint=`), `gs://`, `az://`, or a path.
+
+    A directory is created when first written to. Nothing is contacted here.
+
+    Raises:
+        BadInput: the URI can't be used.
+    """
+    where = Location.parse(uri)
+    return Store(_backend(where), where.uri)
+
+
+def memory_store() -> Store:
+    """A store in this process's memory, for tests and simulations."""
+    return Store(MemoryStore(), "memory://")
+
+
+def _backend(where: Location) -> ObjectStore:
+    if where.scheme == "file":
+        return LocalStore("/" + where.prefix, mkdir=True, automatic_cleanup=False)
+    retry: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=TOTAL_TIMEOUT_S)}
+    client: Any = {"timeout": f"{REQUEST_TIMEOUT_S}s", "connect_timeout": f"{CONNECT_TIMEOUT_S}s"}
+    prefix = where.prefix or None
+    if where.scheme == "gs":
+        return GCSStore(where.bucket, prefix=prefix, client_options=client, retry_config=retry)
+    if where.scheme in ("az", "abfs"):
+        return AzureStore(where.bucket, prefix=prefix, client_options=client, retry_config=retry)
+    s3 = _s3_settings(where)
+    if s3["endpoint"]:
+        client["allow_http"] = s3["endpoint"].startswith("http://")
+    config: Any = {key: value for key, value in s3.items() if value}
+    return S3Store(where.bucket, prefix=prefix, client_options=client, retry_config=retry, **config)
+
+
+def _s3_settings(where: Location) -> dict[str, str]:
+    """Endpoint, region and, from the shared credentials file only, keys. Empty: the client's default."""
+    env = os.environ
+    endpoint = (
+        where.options.get("endpoint") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", "")
+    )
+    region = where.options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION", "")
+    settings = {"endpoint": endpoint, "region": region or ("us-east-1" if endpoint else "")}
+    if "AWS_ACCESS_KEY_ID" in env:
+        return settings
+    profiles = configparser.ConfigParser(interpolation=None)
+    profiles.read(env.get("AWS_SHARED_CREDENTIALS_FILE", Path.home() / ".aws" / "credentials"))
+    profile = env.get("AWS_PROFILE", "default")
+    if profiles.has_section(profile):
+        section = profiles[profile]
+        settings["access_key_id"] = section.get("aws_access_key_id", "")
+        settings["secret_access_key"] = section.get("aws_secret_access_key", "")
+        settings["session_token"] = section.get("aws_session_token", "")
+    return settings
+
+
+def arrow_filesystem(uri: str) -> tuple[Any, str]:
+    """A pyarrow filesystem and the path in it, for reading datasets (never for writing).
+
+    Raises:
+        BadInput: the URI can't be used.
+    """
+    from pyarrow import fs
+
+    where = Location.parse(uri)
+    if where.scheme == "file":
+        return fs.LocalFileSystem(), "/" + where.prefix
+    path = f"{where.bucket}/{where.prefix}".rstrip("/")
+    if where.scheme != "s3":
+        filesystem, _ = fs.FileSystem.from_uri(f"{where.scheme}://{path}")
+        return filesystem, path
+    s3 = _s3_settings(where)
+    scheme, _, host = s3["endpoint"].partition("://")
+    keys = {"access_key": s3.get("access_key_id"), "secret_key": s3.get("secret_access_key")}
+    filesystem = fs.S3FileSystem(
+        endpoint_override=host or None,
+        scheme=scheme or None,
+        region=s3["region"] or None,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+        **({**keys, "session_token": s3.get("session_token")} if all(keys.values()) else {}),
+    )
+    return filesystem, path

@@ -1,0 +1,95 @@
+"""A service: which models are served, by how many replicas, within which limits. The YAML a user writes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from cluster.config import Frozen
+from cluster.errors import TandemError
+from cluster.names import ModelRef, Name
+from cluster.storage import Location
+
+
+class Replicas(Frozen):
+    """How many replicas of a model run, and what each may use."""
+
+    min: int = Field(1, ge=0, le=10_000)
+    max: int = Field(1, ge=1, le=10_000)
+    cpus: float = Field(1, ge=0, le=1024)
+    gpus: float = Field(0, ge=0, le=64)
+    target_in_flight: float = Field(16, gt=0)
+    """Requests in flight per replica that scaling aims at."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min at most max ({self.max}), not {self.min}")
+        return self
+
+
+class ServedModel(Frozen):
+    """One model of a service."""
+
+    model: str
+    """`NAME@ALIAS` (followed as the alias moves) or `NAME@VERSION` (fixed)."""
+    replicas: Replicas = Replicas()
+    slo_ms: float = Field(1000, gt=0)
+    """The latency a request should be answered in."""
+    max_batch_size: int = Field(64, ge=1, le=65_536)
+    """Rows run at once."""
+    max_queue_rows: int = Field(1024, ge=1)
+    """Rows waiting in a replica; further requests get 503 with Retry-After."""
+    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+
+    @field_validator("model")
+    @classmethod
+    def _check_ref(cls, value: str) -> str:
+        try:
+            return str(ModelRef.parse(value))
+        except TandemError as error:
+            raise ValueError(f"NAME@ALIAS or NAME@VERSION, {error.allowed}") from None
+
+    @model_validator(mode="after")
+    def _check(self) -> ServedModel:
+        if self.max_queue_rows < self.max_batch_size:
+            raise ValueError(
+                f"max_queue_rows ({self.max_queue_rows}) at least max_batch_size ({self.max_batch_size}),"
+                " or full batches could never form"
+            )
+        return self
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model and the alias or version served."""
+        return ModelRef.parse(self.model)
+
+
+class Service(Frozen):
+    """What to serve."""
+
+    name: Name = "tandem"
+    store: str
+    models: Annotated[tuple[ServedModel, ...], Field(min_length=1, max_length=100)]
+    follow_every_s: float = Field(1.0, gt=0, le=3600)
+    """How often replicas look whether their alias has moved."""
+    drain_s: float = Field(20, ge=0, le=3600)
+    """How long a replica that is told to stop may take to answer what it has accepted."""
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        try:
+            return Location.parse(value).uri
+        except TandemError as error:
+            raise ValueError(f"{error.allowed} ({error.failed})") from None
+
+    @model_validator(mode="after")
+    def _check(self) -> Service:
+        names = [model.ref.model for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError("each model once")
+        if any(model.slo_ms / 1000 > self.drain_s for model in self.models if self.drain_s):
+            raise ValueError(f"drain_s ({self.drain_s}) at least every slo_ms, or accepted requests are cut")
+        return self

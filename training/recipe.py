@@ -1,0 +1,128 @@
+"""A recipe: what to train, on which data, with how many workers. The YAML a user writes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cluster.config import Frozen
+from cluster.errors import TandemError
+from cluster.names import Name
+from cluster.storage import Location
+
+
+def _canonical(uri: str) -> str:
+    try:
+        return Location.parse(uri).uri
+    except TandemError as error:
+        raise ValueError(f"{error.allowed} ({error.failed})") from None
+
+
+class Data(Frozen):
+    """Folders of Parquet. Without `eval`, the gate has nothing to measure on."""
+
+    train: str
+    eval: str
+    label: str = "label"
+    """The column to predict."""
+
+    _uris = field_validator("train", "eval")(_canonical)
+
+
+class Workers(Frozen):
+    """How many data-parallel workers, and what each may use."""
+
+    min: int = Field(1, ge=1, le=10_000)
+    max: int = Field(1, ge=1, le=10_000)
+    cpus: float = Field(1, gt=0, le=1024)
+    gpus: float = Field(0, ge=0, le=64)
+
+    @model_validator(mode="after")
+    def _check(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"min at most max ({self.max}), not {self.min}")
+        return self
+
+
+class Optimization(Frozen):
+    """How the weights are moved: AdamW, warm-up then cosine."""
+
+    global_batch_size: int = Field(256, ge=1)
+    """Rows a step, over all workers."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows one worker runs at once; smaller than its share means gradient accumulation."""
+    epochs: int = Field(1, ge=1, le=1_000_000)
+    learning_rate: float = Field(1e-3, gt=0)
+    min_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    """The cosine ends at this share of `learning_rate`."""
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clip_norm: float | None = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class Checkpointing(Frozen):
+    """When training state is committed, and how many checkpoints are kept."""
+
+    every_s: float | None = Field(60, gt=0)
+    every_steps: int | None = Field(None, ge=1)
+    keep: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Checkpointing:
+        if self.every_s is None and self.every_steps is None:
+            raise ValueError("every_s, every_steps or both: a run without checkpoints can't recover")
+        return self
+
+
+class Gate(Frozen):
+    """What the servable must reach on the held-out data before it becomes a version."""
+
+    metric: str = "accuracy"
+    at_least: float | None = None
+    at_most: float | None = None
+    no_worse_than_live_by: float | None = Field(None, ge=0)
+    """How much worse than the version that `promote_to` points at it may be, on the same data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Gate:
+        if self.at_least is not None and self.at_most is not None:
+            raise ValueError(
+                "at_least for a metric that should be high, or at_most for one that should be low"
+            )
+        return self
+
+
+class Recipe(Frozen):
+    """What to train."""
+
+    model: Name
+    task: str = Field(pattern=r"^([a-z][a-z0-9-]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
+    """A built-in task, or `package.module:Class`."""
+    options: dict[str, Any] = {}
+    """What the task itself lets one choose, such as the model's width."""
+    data: Data
+    store: str
+    run: Name | None = None
+    """The run's name; an existing run is continued. Without it, a new one is made up."""
+    workers: Workers = Workers()
+    optimization: Optimization = Optimization()
+    checkpoint: Checkpointing = Checkpointing()
+    gate: Gate | None = None
+    promote_to: Name | None = None
+    max_failures: int = Field(3, ge=0)
+    """Worker failures after which the run gives up."""
+
+    _store = field_validator("store")(_canonical)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.optimization.global_batch_size < self.workers.max:
+            raise ValueError(
+                f"global_batch_size ({self.optimization.global_batch_size}) at least workers.max"
+                f" ({self.workers.max}), or some workers would have nothing to do"
+            )
+        return self

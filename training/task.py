@@ -1,0 +1,100 @@
+"""A task: a kind of problem. Users bring their own model by subclassing `Task`.
+
+Three methods make a task: build the model, compute the loss, name the graph's inputs and outputs.
+The model takes *raw* inputs, as the signature names them, and normalises inside its `forward`, so
+the exported graph holds all of the pre-processing and serving can't differ from training.
+
+Strings are the exception, because torch has none: a BYTES input with a vocabulary reaches the model
+as int64 indices (0 for missing or never seen, i + 1 for the vocabulary's i-th word); export puts the
+same look-up into the graph.
+
+Knows nothing of Ray, workers or storage.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.config import Frozen
+from cluster.signature import Signature
+from training.facts import DatasetFacts
+
+Arrays = dict[str, NDArray[Any]]
+Tensors = dict[str, torch.Tensor]
+
+TARGET = "__target__"
+"""The name under which the label stands in a batch beside the inputs: int64 or float32 [B]."""
+
+
+class NoOptions(Frozen):
+    """A task with nothing to choose."""
+
+
+class Task(ABC):
+    """A kind of problem, bound to one dataset's facts and the recipe's options.
+
+    Built anew in each process from the same arguments; the constructor must be cheap and must not
+    read data. Subclasses declare what may be chosen as a pydantic model in `Options`.
+
+    Raises:
+        BadInput: from the constructor, if the dataset or the options don't suit the task.
+    """
+
+    Options: ClassVar[type[Frozen]] = NoOptions
+    greater_is_better: ClassVar[Mapping[str, bool]] = {}
+    """For each metric that `metrics` gives, whether a higher value is better."""
+
+    def __init__(self, facts: DatasetFacts, options: Frozen) -> None:
+        self.facts = facts
+        self.options = options
+
+    @abstractmethod
+    def build_model(self) -> torch.nn.Module:
+        """The model, freshly initialised from torch's global generator.
+
+        Its `forward` takes the signature's inputs, in order, and gives what `loss` and `graph` expect.
+        """
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+        """The loss of each row: float [B], not reduced.
+
+        Args:
+            model: what `build_model` gave, perhaps wrapped for data parallelism; call it.
+            batch: the inputs by name, and the target under `TARGET`.
+        """
+
+    @abstractmethod
+    def signature(self) -> Signature:
+        """The graph's inputs and outputs."""
+
+    def graph(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The module to export: takes the signature's inputs in order, gives its outputs in order.
+
+        An output `label` (BYTES) is not given by the module: export derives it from `probabilities`
+        and the signature's labels. The default is the model itself.
+        """
+        return model
+
+    def vocabularies(self) -> dict[str, tuple[str, ...]]:
+        """For each BYTES input that is looked up, its words."""
+        return {}
+
+    def augment(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
+        """Change training inputs at random. Called in the loader's threads; the default does nothing."""
+        return arrays
+
+    @abstractmethod
+    def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
+        """What the gate looks at, over the whole of the held-out data.
+
+        Args:
+            outputs: what the servable gave, by name.
+            target: the label column as `target_array` gives it.
+        """
