@@ -39,7 +39,7 @@ chaos: install
 
 # Pins what is installed now, after a deliberate upgrade in pyproject.toml.
 constraints: install
-	$(BIN)/python -m pip freeze --exclude-editable --exclude tandem-ray > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude tandem-ray | sed "s,+cpu$$,," > constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
