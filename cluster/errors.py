@@ -5,6 +5,7 @@
     │   ├── BadName           a name outside the one pattern          exit 2   HTTP 400
     │   ├── BadRequest        a request body or tensor                exit 2   HTTP 400
     │   │   ├── TooLarge      over a stated limit                     exit 2   HTTP 413
+    │   │   ├── UnsupportedMedia  a content type or encoding not taken        HTTP 415
     │   │   └── Unprocessable well-formed, but not what the model takes       HTTP 422
     │   └── NotFound          no such model, version, run or object   exit 2   HTTP 404
     ├── GateRefused           the servable did not pass its gate      exit 3
@@ -98,6 +99,12 @@ class TooLarge(BadRequest):
     """Over a stated limit."""
 
     http_status = 413
+
+
+class UnsupportedMedia(BadRequest):
+    """A body of a content type, or with a content encoding, that isn't taken."""
+
+    http_status = 415
 
 
 class Unprocessable(BadRequest):
