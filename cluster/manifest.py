@@ -64,6 +64,10 @@ class Artifacts:
         """The number of the newest manifest, 0 where there is none."""
         return self._log.head(known)
 
+    def key(self, number: int) -> str:
+        """The key of a manifest."""
+        return self._log.key(number)
+
     def commit(self, number: int, files: Mapping[str, bytes | Path], meta: Mapping[str, Any]) -> Manifest:
         """Write an artifact whole: its files, side by side, then its manifest.
 

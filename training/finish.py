@@ -1,0 +1,137 @@
+"""From a run's last checkpoint to a version: export, evaluate the servable, judge, register, promote.
+
+What is measured is the servable in ONNX Runtime, never the torch module: the gate judges what will
+be served. Repeating this after a crash registers nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cluster.errors import Conflict, NotFound, RunFailed
+from cluster.manifest import Manifest, read_file
+from cluster.names import ModelRef
+from cluster.registry import Registry, Version
+from cluster.runs import Run, RunResult
+from cluster.storage import Store, open_store
+from training.checkpoint import restore
+from training.dataset import Dataset
+from training.evaluate import evaluate
+from training.export import export
+from training.facts import DatasetFacts
+from training.gate import judge
+from training.loop import new_state
+from training.progress import Progress, Show
+from training.recipe import Recipe
+from training.task import Task
+from training.tasks import build_task
+
+
+def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Show) -> RunResult:
+    """Turn the newest checkpoint of a run that has trained to its end into a version, if the gate lets it.
+
+    Raises:
+        RunFailed: the run has no checkpoint.
+        TandemError: from export, evaluation and storage.
+    """
+    store = open_store(recipe.store)
+    run = Run(store, run_name)
+    facts = DatasetFacts.model_validate(run.record().facts)
+    task = build_task(recipe.task, facts, recipe.options)
+    state = new_state(task, recipe.optimization, torch.device("cpu"))
+    found = restore(state, run.checkpoints(), lambda number, error: None)
+    if found is None:
+        raise RunFailed(f"run '{run_name}' has no checkpoint to export", fix="train it first")
+
+    show(Progress("exporting"))
+    files = export(task, state.model)
+    show(Progress("evaluating"))
+    held_out = Dataset.open(recipe.data.eval)
+    metrics = evaluate(files, held_out, task).metrics
+    live = _live_metrics(recipe, store, task, held_out)
+    verdict = judge(recipe.gate, metrics, live, task.greater_is_better)
+    meta = {
+        "runtime": "onnx",
+        "model": recipe.model,
+        "run": run_name,
+        "checkpoint": found[0],
+        "step": state.step,
+        "metrics": metrics,
+        "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
+    }
+    version = None
+    if verdict.passed:
+        show(Progress("registering"))
+        version = _register(recipe, run, files, meta, metrics)
+    else:
+        _commit(run, files, meta)
+        show(Progress("gate refused", note="gate refused: " + "; ".join(verdict.reasons)))
+    result = RunResult(
+        run=run_name,
+        model=recipe.model,
+        version=version.version if version else None,
+        store=recipe.store,
+        metrics=metrics,
+        steps=state.step,
+        samples_per_s=samples_per_s,
+        gate="passed" if verdict.passed else "failed",
+    )
+    run.finish(result)
+    return result
+
+
+def _live_metrics(recipe: Recipe, store: Store, task: Task, held_out: Dataset) -> Mapping[str, float] | None:
+    """The promoted version's metrics on the same held-out data, None where there is nothing to compare."""
+    if recipe.gate is None or recipe.gate.no_worse_than_live_by is None or recipe.promote_to is None:
+        return None
+    registry = Registry(store)
+    try:
+        live = registry.resolve(ModelRef(recipe.model, recipe.promote_to))
+    except NotFound:
+        return None
+    manifest, _ = registry.servable(live)
+    files = {name: read_file(store, manifest, name) for name in manifest.files}
+    return evaluate(files, held_out, task).metrics
+
+
+def _commit(run: Run, files: dict[str, bytes], meta: dict[str, object]) -> Manifest:
+    servables = run.servables()
+    for _ in range(8):
+        try:
+            return servables.commit(servables.head() + 1, files, meta)
+        except Conflict:
+            continue  # two drivers finish one run at once: each may have its servable
+    raise RunFailed(f"the servable of run '{run.name}' could not be committed", fix="run it again")
+
+
+def _register(
+    recipe: Recipe, run: Run, files: dict[str, bytes], meta: dict[str, object], metrics: dict[str, float]
+) -> Version:
+    registry = Registry(run.store)
+    version = _registered_before(registry, recipe.model, run.name)
+    if version is None:
+        manifest = _commit(run, files, meta)
+        key = run.servables().key(manifest.number)
+        version = registry.register(
+            recipe.model,
+            manifest_key=key,
+            manifest=run.store.get(key),
+            run=run.name,
+            metrics=metrics,
+            why=f"run {run.name} passed its gate",
+        )
+    if recipe.promote_to is not None:
+        registry.promote(
+            recipe.model, recipe.promote_to, version.version, why=f"run {run.name} passed its gate"
+        )
+    return version
+
+
+def _registered_before(registry: Registry, model: str, run_name: str) -> Version | None:
+    try:
+        history = registry.history(model)
+    except NotFound:
+        return None
+    return next((e.version for e in history if e.action == "register" and e.version.run == run_name), None)

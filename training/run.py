@@ -1,0 +1,113 @@
+"""A whole run: check everything that can be checked, train, finish. What `tandem train` calls.
+
+Everything a user can get wrong is refused before a Ray starts or a file is written.
+"""
+
+from __future__ import annotations
+
+import secrets
+from importlib.metadata import version as release_of
+
+from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.connection import connect
+from cluster.errors import BadInput, NotFound, shown
+from cluster.runs import Run, RunRecord, RunResult
+from cluster.storage import open_store
+from training.dataset import Dataset
+from training.facts import DatasetFacts
+from training.gate import check_gate
+from training.progress import Progress, Show
+from training.recipe import Recipe
+from training.tasks import build_task
+
+_FIXED = ("model", "task", "options", "data", "optimization")
+"""Parts of a recipe that may not change once a run has started: they decide what the weights become."""
+
+
+def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYSTEM_CLOCK) -> RunResult:
+    """Train, export, gate, register and promote, on a Ray cluster or on a local Ray of its own.
+
+    A run that exists is continued from its newest checkpoint; one that has ended is not repeated.
+
+    Args:
+        address: of a Ray cluster; None starts a local Ray for the time of the run.
+        show: is told how far the run is.
+
+    Raises:
+        BadInput: the recipe, its data and its task don't fit together.
+        RunFailed: training ended without a commit.
+    """
+    show(Progress("reading the data"))
+    run_name = recipe.run or new_run_name(recipe.model, clock)
+    run = Run(open_store(recipe.store), run_name)
+    facts = _start(run, recipe, clock)
+    done = run.result()
+    if done is not None and done.gate == "passed":
+        show(Progress("finished", note=f"run '{run_name}' has ended before; this is what it gave"))
+        return done
+    show(Progress("starting workers"))
+    with connect(address, needs_cpus=_cpus_needed(recipe)):
+        from training.trainer import finish, fit  # starts Ray's own imports
+
+        outcome = fit(recipe, run_name, facts, show)
+        return finish(recipe, run_name, outcome, show)
+
+
+def new_run_name(model: str, clock: Clock = SYSTEM_CLOCK) -> str:
+    """A name for a new run: readable, and unique without asking anyone."""
+    return f"{model[:36]}-{clock.wall():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _start(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
+    """Check the recipe against its data and the run's past; record a new run."""
+    dataset = Dataset.open(recipe.data.train)
+    Dataset.open(recipe.data.eval)
+    try:
+        record = run.record()
+    except NotFound:
+        facts = dataset.facts(recipe.data.label)
+        _check(recipe, facts)
+        record = run.start(
+            RunRecord(
+                run=run.name,
+                model=recipe.model,
+                recipe=recipe.model_dump(mode="json"),
+                facts=facts.model_dump(mode="json"),
+                created_at=clock.wall(),
+                release=release_of("tandem-ray"),
+            )
+        )
+    _check_unchanged(record, recipe, dataset)
+    facts = DatasetFacts.model_validate(record.facts)
+    _check(recipe, facts)
+    return facts
+
+
+def _check(recipe: Recipe, facts: DatasetFacts) -> None:
+    task = build_task(recipe.task, facts, recipe.options)
+    if recipe.gate is not None:
+        check_gate(recipe.gate, task)
+
+
+def _check_unchanged(record: RunRecord, recipe: Recipe, dataset: Dataset) -> None:
+    now = recipe.model_dump(mode="json")
+    for part in _FIXED:
+        if record.recipe[part] != now[part]:
+            raise BadInput(
+                f"run '{record.run}' was started with another '{part}'",
+                got=shown(now[part]),
+                allowed=shown(record.recipe[part]),
+                fix="continue it with the recipe it was started with, or leave out 'run' for a new one",
+            )
+    if record.facts["fingerprint"] != dataset.fingerprint:
+        raise BadInput(
+            f"the training data changed since run '{record.run}' was started",
+            got=f"fingerprint {dataset.fingerprint[:16]}…",
+            allowed=f"fingerprint {str(record.facts['fingerprint'])[:16]}…",
+            fix="restore the files, or start a new run on the new data",
+        )
+
+
+def _cpus_needed(recipe: Recipe) -> int:
+    """Logical CPUs a local Ray must have for the smallest number of workers to be placed."""
+    return max(1, round(recipe.workers.min * recipe.workers.cpus))
