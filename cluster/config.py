@@ -8,7 +8,7 @@ are the `key=value` words of the command line: `workers.max=4`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,18 @@ def parse_yaml(model: type[F], text: str, source: str, overrides: Sequence[str] 
         return model.model_validate(data)
     except ValidationError as error:
         raise _explained(error, model, tree, source, overrides) from None
+
+
+def validated(model: type[F], data: Mapping[str, Any], source: str) -> F:
+    """As `load_yaml`, from values already read; `source` names them in errors.
+
+    Raises:
+        BadInput: a rule is broken; every broken rule is listed.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise _explained(error, model, None, source, ()) from None
 
 
 def _plain(tree: yaml.Node) -> Any:

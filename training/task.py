@@ -1,6 +1,9 @@
 """A task: a kind of problem. Users bring their own model by subclassing `Task`.
 
 Three methods make a task: build the model, compute the loss, name the graph's inputs and outputs.
+Classifiers and regressors need only two: `training.tasks.classification` and
+`training.tasks.regression` know their losses, outputs and metrics.
+
 The model takes *raw* inputs, as the signature names them, and normalises inside its `forward`, so
 the exported graph holds all of the pre-processing and serving can't differ from training.
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.config import Frozen
-from cluster.signature import Signature
+from cluster.signature import NUMPY_DTYPES, Signature, Tensor
 from training.facts import DatasetFacts
 
 Arrays = dict[str, NDArray[Any]]
@@ -30,6 +34,10 @@ Tensors = dict[str, torch.Tensor]
 
 TARGET = "__target__"
 """The name under which the label stands in a batch beside the inputs: int64 or float32 [B]."""
+
+
+_EXAMPLE_AXIS = 8
+"""The length that an axis of any length has in `example_inputs`."""
 
 
 class NoOptions(Frozen):
@@ -47,6 +55,8 @@ class Task(ABC):
     """
 
     Options: ClassVar[type[Frozen]] = NoOptions
+    name: ClassVar[str] = ""
+    """What recipes call the task; a user's own goes by `package.module:Class`."""
     greater_is_better: ClassVar[Mapping[str, bool]] = {}
     """For each metric that `metrics` gives, whether a higher value is better."""
 
@@ -74,6 +84,15 @@ class Task(ABC):
     def signature(self) -> Signature:
         """The graph's inputs and outputs."""
 
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the signature's inputs, in order."""
+        return tuple(tensor.name for tensor in self.signature().inputs)
+
+    def forward(self, model: torch.nn.Module, batch: Tensors) -> Any:
+        """Call the model on the batch's inputs, in the signature's order."""
+        return model(*(batch[name] for name in self.input_names))
+
     def graph(self, model: torch.nn.Module) -> torch.nn.Module:
         """The module to export: takes the signature's inputs in order, gives its outputs in order.
 
@@ -83,18 +102,43 @@ class Task(ABC):
         return model
 
     def vocabularies(self) -> dict[str, tuple[str, ...]]:
-        """For each BYTES input that is looked up, its words."""
+        """For each BYTES input, the words that are looked up: distinct, none empty."""
         return {}
 
     def augment(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
         """Change training inputs at random. Called in the loader's threads; the default does nothing."""
         return arrays
 
-    @abstractmethod
+    def example_inputs(self, rows: int, rng: np.random.Generator) -> Arrays:
+        """Plausible inputs for tracing and checking the graph, missing values among them.
+
+        The default draws numbers from a standard normal, bytes evenly, and words from the vocabulary
+        and outside it. Override it where only some values make sense, such as indices below a bound.
+        """
+        words = self.vocabularies()
+        return {t.name: _example(t, words.get(t.name, ()), rows, rng) for t in self.signature().inputs}
+
     def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
-        """What the gate looks at, over the whole of the held-out data.
+        """What the gate looks at, over the whole of the held-out data: all of `greater_is_better`.
+
+        The default measures nothing, so a recipe with a gate is refused.
 
         Args:
             outputs: what the servable gave, by name.
             target: the label column as `target_array` gives it.
         """
+        return {}
+
+
+def _example(tensor: Tensor, words: tuple[str, ...], rows: int, rng: np.random.Generator) -> NDArray[Any]:
+    shape = (rows, *(_EXAMPLE_AXIS if n == -1 else n for n in tensor.shape[1:]))
+    values: NDArray[Any]
+    if tensor.dtype == "BYTES":
+        return rng.choice(np.array([*words, "", "\ufffenever seen"], dtype=object), size=shape)
+    if tensor.dtype.startswith("FP"):
+        values = rng.standard_normal(shape)
+        if tensor.nullable:
+            values[rng.random(shape) < 0.2] = np.nan
+    else:
+        values = rng.integers(0, 256 if tensor.dtype == "UINT8" else 2, shape)
+    return values.astype(NUMPY_DTYPES[tensor.dtype])

@@ -1,0 +1,90 @@
+"""What every classifier shares: loss, outputs, labels and metrics. A subclass writes two methods.
+
+    class MyTask(Classification):
+        def build_model(self): ...      # gives logits, float [B, C]
+        def inputs(self): ...           # the graph's input tensors
+
+The graph gives `probabilities` (FP32 [-1, C]) and `label` (BYTES [-1]), the likeliest class's name.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from cluster.config import Frozen
+from cluster.errors import BadInput
+from cluster.signature import Signature, Tensor
+from training.facts import DatasetFacts
+from training.task import TARGET, Arrays, Task, Tensors
+
+_SMALLEST_PROBABILITY = 1e-15
+
+
+class Classification(Task):
+    """One of several classes for each row. The model gives logits: float [B, C].
+
+    Raises:
+        BadInput: from the constructor, where the label has fewer than two classes.
+    """
+
+    greater_is_better = {"accuracy": True, "log_loss": False}
+
+    def __init__(self, facts: DatasetFacts, options: Frozen) -> None:
+        super().__init__(facts, options)
+        if len(facts.labels) < 2:
+            raise BadInput(
+                f"the column '{facts.label}' can't be classified",
+                got=f"kind {facts.columns[facts.label].kind}, {len(facts.labels)} classes",
+                allowed="strings or integers with at least two distinct values",
+                fix="name another column as data.label, or use a regression task",
+            )
+
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The graph's inputs, in the order in which the model takes them."""
+
+    def signature(self) -> Signature:
+        """The inputs, and `label` and `probabilities`."""
+        labels = self.facts.labels
+        return Signature(
+            task=self.name or f"{type(self).__module__}:{type(self).__qualname__}",
+            inputs=self.inputs(),
+            outputs=(
+                Tensor(name="label", dtype="BYTES", shape=(-1,)),
+                Tensor(name="probabilities", dtype="FP32", shape=(-1, len(labels))),
+            ),
+            labels=labels,
+        )
+
+    def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+        """Cross-entropy in nats: float32 [B]."""
+        logits_BC = self.forward(model, batch).float()
+        return functional.cross_entropy(logits_BC, batch[TARGET], reduction="none")
+
+    def graph(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model followed by a softmax."""
+        return _Probabilities(model)
+
+    def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
+        """Accuracy of `label`, 0 to 1; mean cross-entropy of `probabilities` in nats."""
+        labels = np.array(self.facts.labels, dtype=object)
+        chances = outputs["probabilities"][np.arange(len(target)), target].astype(np.float64)
+        return {
+            "accuracy": float(np.mean(outputs["label"] == labels[target])),
+            "log_loss": float(-np.log(np.maximum(chances, _SMALLEST_PROBABILITY)).mean()),
+        }
+
+
+class _Probabilities(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.model(*inputs).softmax(dim=-1))
