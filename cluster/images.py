@@ -19,29 +19,30 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG")
 
 
-def decode(data: bytes, encoding: ImageEncoding) -> NDArray[np.uint8]:
+def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a PNG or JPEG file to `encoding`'s size and channels.
 
     Grey is ITU-R 601 luma, transparency is laid over black, and another size is resampled
-    bilinearly without keeping the aspect ratio.
+    bilinearly without keeping the aspect ratio. A caller who decodes many files for one request gives
+    each its share of the pixels as `max_pixels`.
 
     Returns:
         uint8 [height, width, channels], 0 to 255.
 
     Raises:
         Unprocessable: not a PNG or JPEG, or damaged.
-        TooLarge: more than 50 million pixels.
+        TooLarge: more than `max_pixels`.
     """
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb warning comes at another limit than ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > max_pixels:
                 raise TooLarge(
                     "the image has too many pixels",
                     got=f"{image.width} x {image.height}",
-                    allowed=f"at most {MAX_PIXELS:,} pixels",
+                    allowed=f"at most {max_pixels:,} pixels",
                     fix="send a smaller image",
                 )
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.signature import Signature
+from serving.protocol import oip_answer, oip_request, predict_answer, predict_request
 from serving.protocol.limits import Limits
+from serving.protocol.metadata import model_metadata
 from serving.protocol.requests import Arrays, Headers, InferRequest
+from serving.protocol.tensors import TensorReader
 
 
 class Codec:
@@ -28,6 +31,7 @@ class Codec:
         self.limits = limits or Limits()
         self.decodes_images = any(tensor.encoding is not None for tensor in signature.inputs)
         """Whether parsing may decode image files: milliseconds, so better not on an event loop."""
+        self._readers = {tensor.name: TensorReader(tensor, self.limits) for tensor in signature.inputs}
 
     def parse_oip(self, body: bytes, headers: Mapping[bytes, bytes]) -> InferRequest:
         """Read an Open Inference Protocol v2 request, JSON or with binary tensors.
@@ -42,7 +46,7 @@ class Codec:
             UnsupportedMedia: its body is compressed (415).
             Unprocessable: it isn't what the model takes (422).
         """
-        raise NotImplementedError
+        return oip_request.parse(body, headers, self.signature, self._readers, self.limits)
 
     def parse_predict(self, body: bytes, content_type: str) -> InferRequest:
         """Read `{"instances": [...]}`, or one image file; raises as `parse_oip` does.
@@ -50,16 +54,18 @@ class Codec:
         `content_type` may be empty. JSON and images are told apart by it, or, where it says nothing
         (curl's default form type, application/octet-stream), by the first bytes.
         """
-        raise NotImplementedError
+        return predict_request.parse(body, content_type, self._readers, self.limits)
 
     def render_oip(self, outputs: Arrays, *, request: InferRequest, version: str) -> tuple[bytes, Headers]:
         """The answer to `request` in the form it asked for: body and headers (with content-type)."""
-        raise NotImplementedError
+        return oip_answer.render(
+            outputs, request=request, model=self.model, version=version, signature=self.signature
+        )
 
     def render_predict(self, outputs: Arrays, *, version: str) -> bytes:
         """`{"model", "version", "predictions": [...]}` as JSON."""
-        raise NotImplementedError
+        return predict_answer.render(outputs, model=self.model, version=version, signature=self.signature)
 
     def metadata(self, versions: Sequence[str], platform: str) -> bytes:
         """The model's metadata in the Open Inference Protocol's form, as JSON."""
-        raise NotImplementedError
+        return model_metadata(self.model, versions, self.signature, platform)

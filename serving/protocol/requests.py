@@ -15,6 +15,10 @@ Headers = list[tuple[bytes, bytes]]
 Parameters = Mapping[str, str | int | float | bool | None]
 
 
+HEADER_LENGTH = b"inference-header-content-length"
+"""The header that says how many bytes of JSON lead a body with binary tensors."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
     """An output that the client asked for, as binary or as JSON."""
