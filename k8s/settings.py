@@ -1,0 +1,159 @@
+"""What a cluster is like: image, accounts, Secrets by name, sizes. The YAML given as `--settings`.
+
+Recipe and service say what to train and to serve, and are the same on a laptop; this says where on
+Kubernetes. It holds names of Secrets and never a value out of one, so that it and all that is
+rendered from it can be kept in git.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from cluster.config import Frozen
+
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$", max_length=63)]
+DnsSubdomain = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
+AccountName = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=50)]
+"""Shorter than Kubernetes asks: the operator cuts longer ones, and then doesn't find the account."""
+_IMAGE = re.compile(
+    r"[a-zA-Z0-9][a-zA-Z0-9.:/_-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_SECRET_NAME = re.compile(
+    r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE|ACCESS_KEY|ACCOUNT_KEY|API_KEY|SAS_KEY", re.I
+)
+
+
+class ServiceAccount(Frozen):
+    """Who pods are. Annotations bind it to a cloud identity; `create: false` if it exists already."""
+
+    name: AccountName
+    annotations: dict[str, str] = {}
+    create: bool = True
+
+
+class SecretKey(Frozen):
+    """One key of a Secret that exists in the namespace."""
+
+    name: DnsSubdomain
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)
+
+
+class Redis(Frozen):
+    """Where the head keeps its state, so that serving outlives it."""
+
+    address: str = Field(pattern=r"^(rediss?://)?[A-Za-z0-9.-]+:[0-9]{1,5}$")
+    """`host:port`, or `rediss://host:port` for TLS; without credentials."""
+    password: SecretKey | None = None
+
+
+class Toleration(Frozen):
+    """A taint that pods put up with."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Gpu(Frozen):
+    """How GPUs are asked for."""
+
+    resource: str = Field("nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[a-z0-9.-]*gpu$")
+    """The operator counts as GPUs what ends in `gpu`."""
+    product: str | None = Field(None, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+    """The value of the node label `nvidia.com/gpu.product`, such as NVIDIA-H100-80GB-HBM3."""
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+
+
+class Head(Frozen):
+    """The head's size. No worker and no replica runs there; a job's driver does."""
+
+    cpus: int = Field(2, ge=1, le=256)
+    memory_gib: int = Field(8, ge=2, le=4096)
+
+
+class WorkerMemory(Frozen):
+    """Memory of a worker pod: a base for Ray itself, and a share for each CPU and GPU in it."""
+
+    base_gib: float = Field(1, gt=0, le=1024)
+    per_cpu_gib: float = Field(3, gt=0, le=1024)
+    per_gpu_gib: float = Field(16, ge=0, le=4096)
+
+
+class Job(Frozen):
+    """How often a RayJob is tried, and for how long."""
+
+    retries: int = Field(3, ge=0, le=100)
+    """New clusters after the first; each resumes from the newest checkpoint in the store."""
+    keep_finished_s: int = Field(3600, ge=0)
+    """How long the record of a finished job stays; its cluster is gone by then."""
+    deadline_s: int | None = Field(None, ge=1, lt=2**31)
+    """Over all attempts; None means no end."""
+    start_deadline_s: int | None = Field(None, ge=1, lt=2**31)
+    """Until the driver runs; None means waiting for nodes as long as it takes."""
+
+
+class ClusterSettings(Frozen):
+    """Where on Kubernetes, and as whom."""
+
+    namespace: DnsLabel = "tandem"
+    image: str = "tandem-ray:0.1.0"
+    """With a tag or, better, a digest: `registry/tandem@sha256:…`."""
+    image_pull_secrets: tuple[DnsSubdomain, ...] = ()
+    ray_version: str = Field("2.60.0", pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")
+    training_account: ServiceAccount = ServiceAccount(name="tandem-training")
+    serving_account: ServiceAccount = ServiceAccount(name="tandem-serving")
+    auth_secret: DnsSubdomain = "tandem-ray-auth"
+    """The Secret whose key `auth_token` holds Ray's token. A stable one: else upgrades rotate it."""
+    store_secret: DnsSubdomain | None = None
+    """A Secret whose keys become environment variables, such as AWS_SECRET_ACCESS_KEY; None where
+    the service accounts have cloud identities."""
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    """Further environment variables, none of them secret: AWS_REGION, AWS_ENDPOINT_URL."""
+    redis: Redis | None = None
+    head: Head = Head()
+    worker_memory: WorkerMemory = WorkerMemory()
+    scratch_gib: int = Field(20, ge=1, le=65_536)
+    """The most a pod may write below /tmp; its root file system is read-only."""
+    gpu: Gpu = Gpu()
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    priority_class: DnsSubdomain | None = None
+    idle_timeout_s: int = Field(120, ge=1, lt=2**31)
+    """After which the autoscaler removes a worker pod that has nothing to do."""
+    job: Job = Job()
+    user_id: int = Field(1000, ge=1, lt=2**31)
+    group_id: int = Field(1000, ge=1, lt=2**31)
+    operator_namespace: DnsLabel | None = None
+    """Where the KubeRay operator runs; None lets it in from any namespace, by its label."""
+    monitoring_namespace: DnsLabel | None = None
+    """Whose pods may read the metrics ports; None lets nobody."""
+
+    @field_validator("image")
+    @classmethod
+    def _fixed_image(cls, image: str) -> str:
+        match = _IMAGE.fullmatch(image)
+        if not match or not (match["digest"] or match["tag"] not in (None, "latest")):
+            raise ValueError("NAME:TAG (not latest) or NAME@sha256:DIGEST, so that all pods run one code")
+        return image
+
+    @field_validator("ray_version")
+    @classmethod
+    def _supported_ray(cls, version: str) -> str:
+        if tuple(int(part) for part in version.split(".")) < (2, 56, 0):
+            raise ValueError("at least 2.56.0, the first without known remote code execution")
+        return version
+
+    @field_validator("env")
+    @classmethod
+    def _nothing_secret(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if _SECRET_NAME.search(name):
+                raise ValueError(f"nothing secret: put {name} into a Secret and name that in store_secret")
+            if name in ("RAY_AUTH_MODE", "RAY_REDIS_ADDRESS", "REDIS_USERNAME", "RAY_enable_autoscaler_v2"):
+                raise ValueError(f"not {name}, which the operator sets")
+        return env

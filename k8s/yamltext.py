@@ -1,0 +1,30 @@
+"""Manifests as YAML that reads well: keys in the order given, texts of several lines as blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class _Dumper(yaml.SafeDumper):
+    """Never writes anchors: a reader should not have to follow them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def to_yaml(*documents: Any) -> str:
+    """Plain data as YAML, several documents separated by `---`."""
+    texts = (
+        yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+        for document in documents
+    )
+    return "---\n".join(texts)
