@@ -1,0 +1,1 @@
+"""From the recipe and the service to Kubernetes manifests for KubeRay."""

@@ -1,0 +1,132 @@
+"""Training through Ray Train: a killed worker loses and repeats nothing; a refused gate registers nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recording_task import consumed_along_committed_line, write_line
+
+from cluster.errors import BadInput, RunFailed
+from cluster.events import read_events
+from cluster.local import LocalRay
+from cluster.names import ModelRef
+from cluster.registry import Registry
+from cluster.runs import Run
+from cluster.storage import open_store
+from training.progress import Progress
+from training.recipe import Recipe
+from training.run import train
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    with LocalRay.start(num_cpus=2, env={"PYTHONPATH": str(TESTS)}, purpose="tests") as local:
+        yield local.address
+
+
+def recipe(folder: Path, **changes: object) -> Recipe:
+    (folder / "log").mkdir(exist_ok=True)
+    fields: dict[str, object] = {
+        "model": "line",
+        "task": "recording_task:RecordingTask",
+        "options": {"log_dir": str(folder / "log")},
+        "data": {
+            "train": write_line(folder / "train", 500),
+            "eval": write_line(folder / "eval", 50),
+            "label": "y",
+        },
+        "store": str(folder / "store"),
+        "run": "the-run",
+        "workers": {"min": 2, "max": 2},
+        "optimization": {"global_batch_size": 64, "epochs": 4, "learning_rate": 0.03},
+        "checkpoint": {"every_s": None, "every_steps": 3},
+        "gate": {"metric": "mae", "at_most": 100},
+        "promote_to": "live",
+    }
+    return Recipe.model_validate(fields | changes)
+
+
+def ignore(_: Progress) -> None:
+    pass
+
+
+def kill_a_worker(folder: Path, run: Run, at_step: int) -> list[int]:
+    """SIGKILL rank 1's process once it has trained `at_step` steps; gives the pids killed."""
+    killed: list[int] = []
+
+    def aim() -> None:
+        deadline_s = time.monotonic() + 90
+        while time.monotonic() < deadline_s and not killed:
+            for event in read_events(run.store, run.prefix):
+                log = folder / "log" / f"{event.get('pid')}.jsonl"
+                if event.get("rank") == 1 and log.exists() and len(log.read_text().splitlines()) >= at_step:
+                    os.kill(event["pid"], signal.SIGKILL)
+                    killed.append(event["pid"])
+                    return
+            time.sleep(0.05)
+
+    threading.Thread(target=aim, daemon=True).start()
+    return killed
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: Path) -> None:
+    asked = recipe(tmp_path, options={"log_dir": str(tmp_path / "log"), "step_s": 0.05})
+    run = Run(open_store(asked.store), "the-run")
+    killed = kill_a_worker(tmp_path, run, at_step=11)
+
+    result = train(asked, address=ray_address, show=ignore)
+
+    events = list(read_events(run.store, run.prefix))
+    assert killed, "the fault never happened"
+    assert len([e for e in events if e["event"] == "attempt-started" and e["rank"] == 0]) == 2
+    assert max(e["step"] for e in events if e["event"] == "attempt-started") > 0, "resumed from the start"
+    steps = consumed_along_committed_line(events, tmp_path / "log")
+    assert len(steps) == result.steps == 4 * 8
+    for epoch in range(4):
+        rows = [row for step in steps[epoch * 8 : epoch * 8 + 8] for row in step]
+        assert sorted(rows) == list(range(500))
+    assert steps[:8] != steps[8:16], "epochs are shuffled anew"
+
+    newest = run.checkpoints().read(run.checkpoints().head())
+    ledger = newest.meta["ledger"]
+    assert [s["start"] for s in ledger] == [0] + [s["stop"] for s in ledger[:-1]]
+    assert ledger[-1]["stop"] == 4 * 500
+    assert len({s["attempt"] for s in ledger}) == 2
+    assert Registry(run.store).resolve(ModelRef.parse("line@live")).version == 1
+
+    again = train(asked, address=ray_address, show=ignore)
+    assert again == result
+    other = asked.optimization.model_copy(update={"seed": 1})
+    with pytest.raises(BadInput, match="another 'optimization'"):
+        train(asked.model_copy(update={"optimization": other}), address=ray_address, show=ignore)
+
+
+@pytest.mark.timeout(120)
+def test_a_refused_gate_registers_nothing(ray_address: str, tmp_path: Path) -> None:
+    asked = recipe(
+        tmp_path,
+        workers={"min": 1, "max": 1},
+        optimization={"global_batch_size": 250, "epochs": 1},
+        gate={"metric": "mae", "at_most": 1e-9},
+    )
+    notes: list[str] = []
+    result = train(asked, address=ray_address, show=lambda progress: notes.append(progress.note))
+    assert (result.gate, result.version) == ("failed", None)
+    assert any("gate refused" in note for note in notes)
+    assert Registry(open_store(asked.store)).models() == []
+
+
+@pytest.mark.timeout(120)
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_address: str, tmp_path: Path) -> None:
+    asked = recipe(tmp_path, optimization={"global_batch_size": 64, "epochs": 3, "learning_rate": 1e30})
+    with pytest.raises(RunFailed, match="not a finite number"):
+        train(asked, address=ray_address, show=ignore)

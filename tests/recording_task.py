@@ -1,0 +1,112 @@
+"""A task that writes down every row it is trained on, so that a test can count them.
+
+Each call of `loss` appends one line to a file of this process: the ids of the rows, in order. Used
+by tests as `recording_task:RecordingTask`; Ray's workers find it because tests/ is in PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from cluster.config import Frozen
+from cluster.signature import Signature, Tensor
+from training.task import TARGET, Arrays, Task, Tensors
+
+
+class Options(Frozen):
+    log_dir: str
+    step_s: float = 0.0
+    """Slept in each step, so that a kill can be aimed."""
+
+
+class RecordingTask(Task):
+    """Linear regression of `y` on `x`; `id` tells the rows apart."""
+
+    Options = Options
+    greater_is_better = {"mae": False}
+    options: Options
+
+    def build_model(self) -> torch.nn.Module:
+        return _Line()
+
+    def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+        path = Path(self.options.log_dir) / f"{os.getpid()}.jsonl"
+        with path.open("a") as log:
+            log.write(json.dumps([int(n) for n in batch["id"]]) + "\n")
+        time.sleep(self.options.step_s)
+        return (model(batch["id"], batch["x"]) - batch[TARGET]) ** 2
+
+    def signature(self) -> Signature:
+        return Signature(
+            task="recording",
+            inputs=(
+                Tensor(name="id", dtype="FP32", shape=(-1,)),
+                Tensor(name="x", dtype="FP32", shape=(-1,)),
+            ),
+            outputs=(Tensor(name="value", dtype="FP32", shape=(-1,)),),
+        )
+
+    def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
+        return {"mae": float(np.abs(outputs["value"] - target).mean())}
+
+
+class _Line(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+
+    def forward(self, id: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        # `id` takes part with weight 0, so that export keeps the input.
+        return self.layer(x.unsqueeze(1)).squeeze(1) + 0.0 * id
+
+
+def write_line(folder: Path, rows: int, files: int = 3) -> str:
+    """A dataset y = 3x + 1 of `rows` rows in several files; gives its URI."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = np.arange(rows, dtype=np.float32)
+    x = np.random.default_rng(0).normal(size=rows).astype(np.float32)
+    table = pa.table({"id": ids, "x": x, "y": 3 * x + 1})
+    per_file = -(-rows // files)
+    for n in range(files):
+        part = table.slice(n * per_file, per_file)
+        pq.write_table(part, folder / f"part-{n}.parquet", row_group_size=max(1, per_file // 3))
+    return folder.as_uri()
+
+
+def consumed_along_committed_line(events: list[dict[str, Any]], log_dir: Path) -> list[list[int]]:
+    """Ids of the rows of every committed step, in order of steps.
+
+    Attempt k's steps count up to where attempt k+1 started; each rank's file has a line a step.
+    """
+    starts = [e for e in events if e["event"] == "attempt-started"]
+    attempts: list[dict[int, dict[str, Any]]] = []
+    for start in starts:
+        # Ranks of one attempt start close together, rank by rank, in any order.
+        if not attempts or start["rank"] in attempts[-1]:
+            attempts.append({})
+        attempts[-1][start["rank"]] = start
+    steps: list[list[int]] = []
+    for n, attempt in enumerate(attempts):
+        first = attempt[0]["step"]
+        assert len(steps) >= first, "an attempt can't start after a gap"
+        del steps[first:]
+        lines = [
+            (log_dir / f"{attempt[rank]['pid']}.jsonl").read_text().splitlines()
+            if (log_dir / f"{attempt[rank]['pid']}.jsonl").exists()
+            else []
+            for rank in sorted(attempt)
+        ]
+        for of_ranks in zip(*lines, strict=False):
+            steps.append([row for line in of_ranks for row in json.loads(line)])
+        assert n == len(attempts) - 1 or len(steps) >= attempts[n + 1][0]["step"]
+    return steps
