@@ -1,0 +1,222 @@
+"""The async driver: one outcome a request, whatever happens to its neighbours."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TooLarge
+from serving.admission import Admission, deadline_s
+from serving.executor import Answer, Executor, Failure
+
+FAR_S = 1e12
+
+
+class FakeRuntime:
+    """Doubles its input; a negative value is a poison; `gate` holds batches back."""
+
+    platform = "fake"
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[float]] = []
+
+    def run(self, inputs):
+        assert self.gate.wait(10)
+        x = inputs["x"]
+        self.batches.append(x[:, 0].tolist())
+        if (x < 0).any():
+            raise ValueError("poison")
+        return {"y": x * 2}
+
+    def warm(self, batch_sizes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def rows(*values: float) -> dict[str, np.ndarray]:
+    return {"x": np.array(values, np.float32).reshape(-1, 1)}
+
+
+def executor(max_batch_size: int = 4, max_queue_rows: int = 16) -> Executor:
+    return Executor(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+
+
+async def queue_up(work: Executor, runtime: FakeRuntime, *requests: dict) -> list[asyncio.Task]:
+    """Start `requests` behind one that holds the slot."""
+    runtime.gate.clear()
+    tasks = [asyncio.create_task(work.submit(runtime, rows(0), 1, FAR_S))]
+    await asyncio.sleep(0)
+    for inputs in requests:
+        tasks.append(asyncio.create_task(work.submit(runtime, inputs, len(inputs["x"]), FAR_S)))
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_what_gathers_while_the_model_is_busy_runs_as_one_batch() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor()
+        tasks = await queue_up(work, runtime, rows(1), rows(2, 3), rows(4))
+        assert work.waiting_rows == 4
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        assert [o.outputs["y"][:, 0].tolist() for o in outcomes] == [[0], [2], [4, 6], [8]]
+        assert runtime.batches == [[0], [1, 2, 3, 4]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_a_poisoned_request_fails_alone() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor(max_batch_size=8)
+        tasks = await queue_up(work, runtime, rows(1), rows(2), rows(-3), rows(4), rows(5))
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        assert [isinstance(o, Failure) for o in outcomes] == [False, False, False, True, False, False]
+        assert str(outcomes[3].error) == "poison"
+        assert [o.outputs["y"][0, 0] for o in outcomes if isinstance(o, Answer)] == [0, 2, 4, 8, 10]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_a_large_request_is_split_and_rejoined() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor(max_batch_size=4)
+        tasks = await queue_up(work, runtime, rows(*range(10)), rows(11))
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        assert outcomes[1].outputs["y"][:, 0].tolist() == [2.0 * n for n in range(10)]
+        assert runtime.batches == [[0], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 11]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_a_large_request_with_a_poison_fails_once_and_stops() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor(max_batch_size=2)
+        tasks = await queue_up(work, runtime, rows(-1, 0, 1, 2, 3, 4), rows(7))
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        assert isinstance(outcomes[1], Failure)
+        assert outcomes[2].outputs["y"][0, 0] == 14
+        assert work.waiting_rows == 0
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_the_cancelled_never_run() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor()
+        tasks = await queue_up(work, runtime, rows(1), rows(2))
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        assert work.waiting_rows == 1
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(outcomes[1], asyncio.CancelledError)
+        assert runtime.batches == [[0], [2]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_the_expired_never_run() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor()
+        tasks = await queue_up(work, runtime)
+        late = asyncio.create_task(work.submit(runtime, rows(9), 1, 0.0))
+        await asyncio.sleep(0)
+        work.drop_expired()
+        outcome = await late
+        assert isinstance(outcome, Failure)
+        assert isinstance(outcome.error, DeadlineExceeded)
+        runtime.gate.set()
+        await asyncio.gather(*tasks)
+        assert runtime.batches == [[0]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_at_once_and_recovers() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor(max_batch_size=2, max_queue_rows=2)
+        tasks = await queue_up(work, runtime, rows(1), rows(2))
+        refused = await work.submit(runtime, rows(3), 1, FAR_S)
+        assert isinstance(refused, Failure)
+        assert isinstance(refused.error, Overloaded)
+        assert refused.error.retry_after_s >= 1
+        impossible = await work.submit(runtime, rows(1, 2, 3), 3, FAR_S)
+        assert isinstance(impossible, Failure)
+        assert isinstance(impossible.error, TooLarge)
+        runtime.gate.set()
+        await asyncio.gather(*tasks)
+        assert isinstance(await work.submit(runtime, rows(3), 1, FAR_S), Answer)
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_closing_answers_what_was_accepted_and_takes_nothing_more() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor()
+        tasks = await queue_up(work, runtime, rows(1), rows(2))
+        closing = asyncio.create_task(work.close())
+        await asyncio.sleep(0)
+        late = await work.submit(runtime, rows(3), 1, FAR_S)
+        assert isinstance(late, Failure)
+        assert isinstance(late.error, NotReady)
+        runtime.gate.set()
+        assert all(isinstance(o, Answer) for o in await asyncio.gather(*tasks))
+        await asyncio.wait_for(closing, 10)
+
+    asyncio.run(main())
+
+
+def test_outputs_with_too_few_rows_are_a_failure_not_a_shift() -> None:
+    class Short(FakeRuntime):
+        def run(self, inputs):
+            return {"y": super().run(inputs)["y"][1:]}
+
+    async def main() -> None:
+        work = executor()
+        outcome = await work.submit(Short(), rows(1), 1, FAR_S)
+        assert isinstance(outcome, Failure)
+        assert "shape (0, 1) for 1 rows" in str(outcome.error)
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_retry_after_follows_the_measured_rate() -> None:
+    admission = Admission(max_queue_rows=100)
+    assert admission.retry_after_s(100) == 1
+    for _ in range(50):
+        admission.ran(10, 1.0)
+    assert admission.retry_after_s(100) == pytest.approx(10)
+    assert admission.retry_after_s(10_000) == 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected_s"),
+    [
+        (None, 3.0),
+        (b"1", 2.0),
+        (b"60", 3.0),
+        (b"-1", 3.0),
+        (b"nan", 3.0),
+        (b"x", 3.0),
+        (b"0.5", 1.5),
+        (b"1" * 99, 3.0),
+    ],
+)
+def test_a_client_may_ask_for_less_time_only(asked: bytes | None, expected_s: float) -> None:
+    assert deadline_s(1.0, 2.0, asked) == expected_s
