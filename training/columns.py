@@ -1,4 +1,17 @@
-"""From a table's columns to the arrays that a model or a servable takes."""
+"""From a table's columns to the arrays that a model or a servable takes.
+
+The one place where this happens: training, the gate and export's check call it, so they cannot
+differ in what a missing value or a category is. Whole columns are converted at a time; only images
+are decoded one by one.
+
+    tensor                  column                 array
+    image                   bytes                  uint8 [B, H, W, C]
+    FP16, FP32, FP64        numbers, booleans      NaN where missing; infinite refused
+    other numbers, BOOL     numbers, booleans      must fit exactly; missing refused
+    BYTES                   anything but bytes     object (str), "" where missing
+
+Knows nothing of files, batches' order or devices.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +21,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import types as pat
 
-from cluster.signature import Signature
+from cluster import images
+from cluster.errors import BadInput, TandemError, shown
+from cluster.signature import NUMPY_DTYPES, ImageEncoding, Signature, Tensor
 from training.facts import DatasetFacts
-from training.task import Arrays
+from training.task import TARGET, Arrays
+
+RowIds = NDArray[np.int64]
+_IMAGES_PER_JOB = 32
 
 
 def input_arrays(
-    table: pa.Table,
-    signature: Signature,
-    *,
-    pool: Executor | None = None,
-    row_ids: NDArray[np.int64] | None = None,
+    table: pa.Table, signature: Signature, *, pool: Executor | None = None, row_ids: RowIds | None = None
 ) -> Arrays:
     """Raw inputs, exactly as the servable takes them, by the signature's names; axis 0 is the row.
-
-    Images are decoded to uint8 [B, H, W, C]; numbers become the tensor's dtype, NaN for missing;
-    strings become an object array of str, "" for missing.
 
     Args:
         pool: decodes images in parallel; without it they are decoded here.
@@ -34,23 +47,60 @@ def input_arrays(
     Raises:
         BadInput: a column is missing, or a value isn't what the signature takes; names row and value.
     """
-    raise NotImplementedError
+    return {
+        tensor.name: input_array(table, tensor, pool=pool, row_ids=row_ids) for tensor in signature.inputs
+    }
 
 
-def target_array(
-    table: pa.Table, facts: DatasetFacts, *, row_ids: NDArray[np.int64] | None = None
+def input_array(
+    table: pa.Table, tensor: Tensor, *, pool: Executor | None = None, row_ids: RowIds | None = None
 ) -> NDArray[Any]:
+    """One raw input; arguments and errors as for `input_arrays`."""
+    column = _column(table, tensor.name)
+    if tensor.encoding is not None:
+        return _images(column, tensor.name, tensor.encoding, pool, row_ids)
+    if _holds_bytes(column.type):
+        raise BadInput(
+            f"column '{tensor.name}' holds bytes, which this input doesn't take",
+            got=str(column.type),
+            allowed=f"what fits a tensor of {tensor.dtype}",
+            fix="convert the column where it is made",
+        )
+    if tensor.dtype == "BYTES":
+        _refuse_missing(_missing_strings(column), column, tensor, row_ids)
+        values: NDArray[Any] = pc.fill_null(column.cast(pa.large_string()), "").to_numpy()
+    else:
+        values = _numbers(column, tensor, row_ids)
+    return values.reshape(-1, *(1 for _ in tensor.shape[1:]))
+
+
+def target_array(table: pa.Table, facts: DatasetFacts, *, row_ids: RowIds | None = None) -> NDArray[Any]:
     """The label column: int64 [B] class indices, or float32 [B] for a regression.
 
     Raises:
         BadInput: a label that is missing, or isn't one of the facts' labels; names row and value.
     """
-    raise NotImplementedError
+    column = _column(table, facts.label)
+    if not facts.labels:
+        label = Tensor(name=facts.label, dtype="FP32", shape=(-1,))
+        return _numbers(column, label, row_ids)
+    classes = pc.index_in(column.cast(pa.large_string()), pa.array(facts.labels, pa.large_string()))
+    indices: NDArray[np.int64] = pc.fill_null(classes, -1).to_numpy().astype(np.int64)
+    unknown = np.flatnonzero(indices < 0)
+    if len(unknown):
+        raise BadInput(
+            f"row {_row(unknown[0], row_ids)} has a label that the training data doesn't have",
+            got=shown(column[int(unknown[0])].as_py()),
+            allowed=f"one of {len(facts.labels)} labels: {shown(list(facts.labels))}",
+            fix=f"correct the column '{facts.label}', or add such rows to the training data",
+        )
+    return indices
 
 
 def encode_words(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
-    """Indices of words: int64 [B] from object [B]. 0: missing ("" or None) or unseen; else i + 1."""
-    raise NotImplementedError
+    """Indices of words: int64, of the shape of `values` (object). 0: missing or unseen; else i + 1."""
+    words = pa.array(values.reshape(-1), pa.large_string())
+    return _word_indices(words, vocabulary).reshape(values.shape)
 
 
 def model_arrays(
@@ -60,7 +110,141 @@ def model_arrays(
     facts: DatasetFacts,
     *,
     pool: Executor | None = None,
-    row_ids: NDArray[np.int64] | None = None,
+    row_ids: RowIds | None = None,
 ) -> Arrays:
     """What the model takes in training: the inputs, words encoded, and the target under `TARGET`."""
-    raise NotImplementedError
+    arrays: Arrays = {
+        tensor.name: model_input(table, tensor, vocabularies.get(tensor.name), pool=pool, row_ids=row_ids)
+        for tensor in signature.inputs
+    }
+    return arrays | {TARGET: target_array(table, facts, row_ids=row_ids)}
+
+
+def model_input(
+    table: pa.Table,
+    tensor: Tensor,
+    vocabulary: tuple[str, ...] | None,
+    *,
+    pool: Executor | None = None,
+    row_ids: RowIds | None = None,
+) -> NDArray[Any]:
+    """One of `model_arrays`; `vocabulary` is for a tensor of words, else None."""
+    if vocabulary is None:
+        return input_array(table, tensor, pool=pool, row_ids=row_ids)
+    # The same as encode_words(input_array(…)), without making a Python string of each value.
+    column = _column(table, tensor.name)
+    _refuse_missing(_missing_strings(column), column, tensor, row_ids)
+    indices = _word_indices(column.cast(pa.large_string()), vocabulary)
+    return indices.reshape(-1, *(1 for _ in tensor.shape[1:]))
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise BadInput(
+            f"the data has no column '{name}'",
+            got="columns " + ", ".join(table.column_names),
+            allowed="every input of the model, and the label",
+            fix=f"add '{name}' to the data",
+        )
+    return table.column(name)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return bool(pat.is_binary(kind) or pat.is_large_binary(kind))
+
+
+def _row(place: int, row_ids: RowIds | None) -> int:
+    return int(place if row_ids is None else row_ids[place])
+
+
+def _word_indices(words: Any, vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
+    # "" means a missing value, so it is looked for in vain even in a vocabulary that has it.
+    known = pa.array([word or None for word in vocabulary], pa.large_string())
+    found = pc.fill_null(pc.index_in(words, known, skip_nulls=True), -1)
+    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64) + 1
+
+
+def _missing_strings(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    strings = column.cast(pa.large_string())
+    return np.asarray(pc.fill_null(pc.equal(strings, ""), True).to_numpy())
+
+
+def _refuse_missing(
+    missing: NDArray[np.bool_], column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None
+) -> None:
+    if not tensor.nullable and missing.any():
+        place = int(missing.argmax())
+        raise BadInput(
+            f"row {_row(place, row_ids)} has no value for '{tensor.name}'",
+            got=shown(column[place].as_py()),
+            allowed="a value in every row: the model was made for data with none missing",
+            fix="fill or drop such rows, or train on data in which some values are missing",
+        )
+
+
+def _numbers(column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None) -> NDArray[Any]:
+    dtype = np.dtype(NUMPY_DTYPES[tensor.dtype])
+    if not (pat.is_integer(column.type) or pat.is_floating(column.type) or pat.is_boolean(column.type)):
+        raise BadInput(
+            f"column '{tensor.name}' doesn't hold numbers",
+            got=str(column.type),
+            allowed="integers, floats or booleans, as in the training data",
+            fix="convert the column where it is made",
+        )
+    if dtype.kind == "f":
+        plain = column.cast(pa.float64(), safe=False).to_numpy()
+        with np.errstate(over="ignore"):
+            values: NDArray[Any] = plain.astype(dtype)
+        _refuse_missing(np.isnan(values), column, tensor, row_ids)
+        wrong = np.isinf(values)
+    else:
+        missing = np.asarray(pc.is_null(column, nan_is_null=True).to_numpy())
+        _refuse_missing(missing, column, tensor, row_ids)
+        plain = column.to_numpy()
+        with np.errstate(invalid="ignore"):
+            values = plain.astype(dtype)
+        wrong = values != plain
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise BadInput(
+            f"row {_row(place, row_ids)} has a value for '{tensor.name}' that a {tensor.dtype} can't hold",
+            got=shown(column[place].as_py()),
+            allowed=f"finite numbers that fit {tensor.dtype}",
+            fix="clean or rescale the column where it is made",
+        )
+    return values
+
+
+def _images(
+    column: pa.ChunkedArray,
+    name: str,
+    encoding: ImageEncoding,
+    pool: Executor | None,
+    row_ids: RowIds | None,
+) -> NDArray[np.uint8]:
+    if not _holds_bytes(column.type):
+        raise BadInput(
+            f"column '{name}' doesn't hold images",
+            got=str(column.type),
+            allowed="bytes: whole PNG or JPEG files",
+            fix="make the dataset with `tandem data import images`",
+        )
+    files = column.to_pylist()
+    pixels = np.empty((len(files), encoding.height, encoding.width, encoding.channels), np.uint8)
+
+    def decode_from(start: int) -> None:
+        for place, data in enumerate(files[start : start + _IMAGES_PER_JOB], start):
+            try:
+                pixels[place] = images.decode(data or b"", encoding)
+            except TandemError as error:
+                raise BadInput(
+                    f"row {_row(place, row_ids)} of '{name}': {error.failed}",
+                    got=error.got,
+                    allowed=error.allowed,
+                    fix="remove the row, or write the image anew",
+                ) from None
+
+    starts = range(0, len(files), _IMAGES_PER_JOB)
+    for _ in pool.map(decode_from, starts) if pool else map(decode_from, starts):
+        pass
+    return pixels

@@ -1,67 +1,264 @@
 """A folder of Parquet files as one numbered sequence of rows.
 
-Files are sorted by relative path; names that begin with '.' or '_' are passed over, at any depth.
+Files stand in order of their relative path, row groups in order within a file; row 0 is the first
+row of the first. Opening reads the footers only. The fingerprint covers each file's path, size and
+footer (which holds rows, row groups, schema, offsets and the statistics of every column), so it
+changes when a file is added, removed or rewritten; it is not a hash of every byte.
+
+Columns come as `training.parquet` says: strings and bytes as their `large_` types.
+Knows nothing of batches, tasks or workers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections import OrderedDict
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import fs
 
+from cluster.errors import BadInput
+from cluster.storage import Location, arrow_filesystem
 from training.facts import DatasetFacts
+from training.parquet import DataFile, find_files, open_file, read_footers, read_group
 from training.plan import Plan
+from training.record import read_record
+from training.statistics import check_label, merged, new_summaries, summarised
+
+CACHE_BYTES = 64 * 1024 * 1024
+WINDOW_BYTES = 64 * 1024 * 1024
+_MAX_OPEN_FILES = 64
+_SCAN_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """One row group: `group` of file number `file`, whose first row is dataset row `first_row`."""
+    """One row group that has rows: number `group` of file number `file`.
+
+    `first_row` is the dataset's number of its first row; `size_bytes` is its size before compression.
+    """
 
     file: int
     group: int
     first_row: int
     rows: int
+    size_bytes: int
 
 
 class Dataset:
-    """Parquet files as one sequence of rows, numbered from 0. Safe to use from several threads."""
+    """Parquet files as one sequence of rows, numbered from 0. Safe to use from several threads.
 
-    uri: str
-    fingerprint: str
-    rows: int
-    row_groups: tuple[RowGroup, ...]
-    schema: Any  # pyarrow.Schema
+    Made by `Dataset.open`. `schema` is a pyarrow.Schema: what the reading methods give.
+    """
+
+    def __init__(
+        self, uri: str, filesystem: fs.FileSystem, root: str, files: list[DataFile], cache_bytes: int
+    ) -> None:
+        self.uri = uri
+        self.files = tuple(file.name for file in files)
+        self.schema: Any = files[0].schema
+        self.row_groups = _row_groups(files)
+        self.rows = sum(group.rows for group in self.row_groups)
+        self.fingerprint = _fingerprint(files)
+        self._filesystem = filesystem
+        self._root = root
+        self._files = files
+        self._first_rows = np.asarray([group.first_row for group in self.row_groups], dtype=np.int64)
+        self._lock = threading.Lock()
+        self._sources: OrderedDict[int, pa.NativeFile] = OrderedDict()
+        self._cache = _TableCache(cache_bytes)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.uri!r}, {self.rows} rows, {len(self.row_groups)} row groups)"
 
     @classmethod
-    def open(cls, uri: str) -> Dataset:
+    def open(cls, uri: str, *, cache_bytes: int = CACHE_BYTES) -> Dataset:
         """Read the footers of every file below `uri`, or of the one file that it names.
 
+        Args:
+            cache_bytes: how much of what was read last is kept in memory.
+
         Raises:
-            BadInput: no files, no rows, unlike schemas, or a column of a type that isn't taken.
+            BadInput: no files, no rows, columns that differ, or a column of a type that isn't taken.
             NotFound: there is nothing at `uri`.
             StorageError: the store can't be read.
         """
-        raise NotImplementedError
-
-    def read_rows(self, row_ids: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """The given rows in the given order; an id may come more than once."""
-        raise NotImplementedError
+        canonical = Location.parse(uri).uri
+        filesystem, root = arrow_filesystem(canonical)
+        files = read_footers(filesystem, find_files(filesystem, root, canonical))
+        dataset = cls(canonical, filesystem, root, files, cache_bytes)
+        if not dataset.rows:
+            raise BadInput(
+                "the dataset has no rows",
+                got=f"{canonical} with {len(files)} empty files",
+                allowed="at least one row",
+                fix="check what wrote the files",
+            )
+        return dataset
 
     def read_group(self, index: int, columns: list[str]) -> pa.Table:
-        """The whole of row group `index`."""
-        raise NotImplementedError
-
-    def facts(self, label: str) -> DatasetFacts:
-        """What training needs to know of the columns: stored facts if they are this dataset's, or a scan.
+        """The whole of `row_groups[index]`: a table of `columns`, in that order.
 
         Raises:
-            BadInput: no such label column, or a column that no task can use.
+            BadInput: no such column.
+            StorageError: the file can't be read; `Damaged` if it is not what it was.
         """
-        raise NotImplementedError
+        key = (index, tuple(columns))
+        table = self._cache.get(key)
+        if table is None:
+            self._check_columns(columns)
+            group = self.row_groups[index]
+            table = read_group(self._source(group.file), self._files[group.file], group.group, columns)
+            self._cache.put(key, table)
+        return table
+
+    def read_rows(
+        self, row_ids: NDArray[np.int64], columns: list[str], *, pool: Executor | None = None
+    ) -> pa.Table:
+        """The given rows in the given order, one chunk a column; an id may come more than once.
+
+        Args:
+            row_ids: int64 [n], each at least 0 and less than `rows`.
+            pool: reads row groups in parallel; without it they are read here, one after another.
+
+        Raises:
+            as `read_group`.
+        """
+        assert len(row_ids) == 0 or (row_ids.min() >= 0 and row_ids.max() < self.rows), "row out of range"
+        groups = np.searchsorted(self._first_rows, row_ids, side="right") - 1
+        by_group = np.argsort(groups, kind="stable")
+        touched, starts = np.unique(groups[by_group], return_index=True)
+
+        def part(index: int, places: NDArray[np.int64]) -> pa.Table:
+            return self.read_group(index, columns).take(pa.array(row_ids[places] - self._first_rows[index]))
+
+        if not len(touched):
+            self._check_columns(columns)
+            return pa.schema([self.schema.field(name) for name in columns]).empty_table()
+        jobs = (touched.tolist(), np.split(by_group, starts[1:]))
+        pieces = list(pool.map(part, *jobs) if pool else map(part, *jobs))
+        back = np.empty_like(by_group)
+        back[by_group] = np.arange(len(by_group))
+        return pa.concat_tables(pieces).combine_chunks().take(pa.array(back))
+
+    def facts(self, label: str) -> DatasetFacts:
+        """What training needs to know of the columns, `label` being the one to predict.
+
+        Taken from the record that `tandem data import` leaves, if it is of this very dataset and
+        label; otherwise every row is read once, images by their header only.
+
+        Raises:
+            BadInput: no such label, or a column that no task can use; says which and what to do.
+            StorageError: the store can't be read.
+        """
+        if label not in self.schema.names:
+            raise BadInput(
+                "the dataset has no such label column",
+                got=f"'{label}'",
+                allowed="one of " + ", ".join(self.schema.names),
+                fix="set `data.label` in the recipe",
+            )
+        stored = read_record(self._filesystem, self._root)
+        if stored and (stored.facts.fingerprint, stored.facts.label) == (self.fingerprint, label):
+            return stored.facts
+        return self._scan(label)
 
     def plan(self, seed: int, *, shuffle: bool = True) -> Plan:
-        """The order of samples, with a shuffle window sized from the dataset (about 64 MiB)."""
-        raise NotImplementedError
+        """The order of this dataset's samples.
+
+        The shuffle window is as many average row groups as fit 64 MiB before compression, at least 2:
+        a function of the dataset alone, like the order itself.
+        """
+        total_bytes = sum(group.size_bytes for group in self.row_groups)
+        window_groups = WINDOW_BYTES * len(self.row_groups) // max(1, total_bytes)
+        rows = tuple(group.rows for group in self.row_groups)
+        return Plan(seed, self.fingerprint, rows, max(2, min(len(rows), window_groups)), shuffle)
+
+    def _scan(self, label: str) -> DatasetFacts:
+        summaries = new_summaries(self.schema, label)
+        with ThreadPoolExecutor(_SCAN_THREADS, "tandem-scan") as pool:
+            try:
+                # Each thread gives back a few numbers, so only as many tables as threads are alive.
+                for part in pool.map(lambda i: self._summarised(i, label), range(len(self.row_groups))):
+                    summaries = merged(summaries, part)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        columns = {name: summary.facts(name) for name, summary in summaries.items()}
+        check_label(label, columns[label])
+        return DatasetFacts(fingerprint=self.fingerprint, rows=self.rows, columns=columns, label=label)
+
+    def _summarised(self, index: int, label: str) -> Any:
+        table = self.read_group(index, self.schema.names)
+        return summarised(table, label, self.row_groups[index].first_row)
+
+    def _source(self, file: int) -> pa.NativeFile:
+        with self._lock:
+            if file in self._sources:
+                self._sources.move_to_end(file)
+                return self._sources[file]
+        source = open_file(self._filesystem, self._files[file])
+        with self._lock:
+            self._sources[file] = source
+            # Dropped, not closed: another thread may still be reading from it.
+            while len(self._sources) > _MAX_OPEN_FILES:
+                self._sources.popitem(last=False)
+        return source
+
+    def _check_columns(self, columns: list[str]) -> None:
+        for name in columns:
+            if name not in self.schema.names:
+                raise BadInput(
+                    f"the dataset {self.uri} has no column '{name}'",
+                    got="columns " + ", ".join(self.schema.names),
+                    allowed="every column that the model was made for",
+                    fix=f"add '{name}' to the dataset, or use one that has it",
+                )
+
+
+class _TableCache:
+    """What was read last, up to a number of bytes. Safe to use from several threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+        self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+
+    def get(self, key: tuple[int, tuple[str, ...]]) -> pa.Table | None:
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+            return self._tables.get(key)
+
+    def put(self, key: tuple[int, tuple[str, ...]], table: pa.Table) -> None:
+        with self._lock:
+            if table.nbytes > self._limit_bytes or key in self._tables:
+                return
+            self._tables[key] = table
+            self._held_bytes += table.nbytes
+            while self._held_bytes > self._limit_bytes:
+                self._held_bytes -= self._tables.popitem(last=False)[1].nbytes
+
+
+def _row_groups(files: list[DataFile]) -> tuple[RowGroup, ...]:
+    groups, first_row = [], 0
+    for number, file in enumerate(files):
+        for index in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(index)
+            if group.num_rows:
+                groups.append(RowGroup(number, index, first_row, group.num_rows, group.total_byte_size))
+                first_row += group.num_rows
+    return tuple(groups)
+
+
+def _fingerprint(files: list[DataFile]) -> str:
+    digest = hashlib.sha256(b"tandem dataset 1\n")
+    for file in files:
+        digest.update(f"{file.name!r} {file.size_bytes} {file.digest}\n".encode())
+    return digest.hexdigest()

@@ -1,18 +1,37 @@
-"""Parquet row groups to batches of arrays, along a plan, from a cursor."""
+"""From Parquet to one worker's batches of arrays, along a plan, from a cursor, read ahead.
+
+A window of the plan is read at once, and of it only the rows that this worker uses: each row group
+is read once an epoch, however small the batches are. Numbers and words are converted a window at a
+time, so that a batch is a few array look-ups; images are decoded a batch at a time, since decoded
+they take far more memory than as files.
+
+Threads: one assembles batches in order; one prepares the window after the current; row groups are
+read, and images decoded, in a small pool each. None of them has a say in what a batch holds.
+
+Knows nothing of torch's devices or process groups, nor of checkpoints.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from training.columns import input_array, model_input, target_array
 from training.dataset import Dataset
-from training.plan import Plan
-from training.task import Arrays, Task
+from training.plan import BatchRange, Plan
+from training.share import Share
+from training.task import TARGET, Arrays, Task
+
+_ROWS_PER_JOB = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +53,23 @@ class HostBatch:
 
 
 class Loader:
-    """Iterates one worker's batches from `cursor` to `end_cursor`. Close it, or use it in a `with`.
+    """Iterates one worker's batches from `cursor` to the end of the last epoch.
 
-    Every worker gets the same number of batches with the same number of rows,
-    ceil(global rows / world_size): a worker whose slice is shorter is given a repeated row of weight 0.
+    Close it, or use it in a `with`. Reading ahead begins with the `with`, or with the first batch.
+    Every worker gets the same number of batches with the same number of rows, ceil(global rows /
+    world_size); what pads a shorter slice has weight 0.
+
+    `task.augment`, where a task has it, is called with one row at a time and a generator that is a
+    function of (seed, dataset, epoch, position), so its outcome doesn't depend on the workers either.
+
+    Args:
+        plan: of this dataset.
+        task: names the inputs; `task.facts.label` is the target.
+        global_batch_size: rows a step, over all workers.
+        cursor: rows consumed since the start of training.
+        epochs: how many there are in all; the loader ends before epoch number `epochs`.
+        prefetch_batches: how many batches are kept ready.
+        threads: of each pool.
     """
 
     def __init__(
@@ -50,11 +82,25 @@ class Loader:
         rank: int,
         world_size: int,
         cursor: int,
-        end_cursor: int,
+        epochs: int,
         prefetch_batches: int = 2,
         threads: int = 2,
     ) -> None:
-        raise NotImplementedError
+        assert plan.rows_per_epoch == dataset.rows, "the plan is of another dataset"
+        self._plan = plan
+        self._share = Share(plan, global_batch_size, rank, world_size, cursor)
+        self._epochs = epochs
+        self._next_cursor = cursor
+        self._prefetch_batches = prefetch_batches
+        self._assembler = ThreadPoolExecutor(1, "tandem-batches")
+        self._preparer = ThreadPoolExecutor(1, "tandem-window")
+        self._readers = ThreadPoolExecutor(threads, "tandem-read")
+        self._decoders = ThreadPoolExecutor(threads, "tandem-decode")
+        self._source = _Source(dataset, task, self._readers, self._decoders)
+        self._augment = _Augment(task, plan, self._decoders) if _augments(task) else None
+        self._ready: deque[Future[HostBatch]] = deque()
+        self._windows: dict[tuple[int, int], Future[_Window]] = {}
+        self._closed = False
 
     def __iter__(self) -> Iterator[HostBatch]:
         return self
@@ -66,16 +112,165 @@ class Loader:
             BadInput: a value that the signature doesn't take.
             StorageError: the dataset can't be read.
         """
-        raise NotImplementedError
+        self._read_ahead()
+        if not self._ready:
+            raise StopIteration
+        try:
+            batch = self._ready.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        self._read_ahead()
+        return batch
 
     def close(self) -> None:
-        """Stop reading ahead and end the threads. May be called twice."""
-        raise NotImplementedError
+        """Stop reading ahead and end the threads; no batch comes after. May be called twice."""
+        self._closed = True
+        self._ready.clear()
+        pools = (self._assembler, self._preparer, self._readers, self._decoders)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=True)
+        self._windows.clear()
 
     def __enter__(self) -> Self:
+        self._read_ahead()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read_ahead(self) -> None:
+        end = self._epochs * self._plan.rows_per_epoch
+        while not self._closed and self._next_cursor < end and len(self._ready) <= self._prefetch_batches:
+            batch = self._plan.batch(self._next_cursor, self._share.global_batch)
+            self._ready.append(self._assembler.submit(self._assembled, batch))
+            self._next_cursor += batch.rows
+
+    def _assembled(self, batch: BatchRange) -> HostBatch:
+        """Runs in the assembler's one thread, batch after batch."""
+        positions, real_rows = self._share.positions(batch)
+        bounds = self._plan.window_bounds(batch.epoch)
+        window_of = np.searchsorted(bounds, positions, side="right") - 1
+        parts = [
+            self._window(batch.epoch, int(number)).rows(self._source, positions[window_of == number])
+            for number in np.unique(window_of)
+        ]
+        arrays, row_ids = parts[0] if len(parts) == 1 else _joined(parts)
+        if self._augment is not None:
+            arrays = self._augment(arrays, batch.epoch, positions)
+        weight = np.ones(len(positions), np.float32)
+        weight[real_rows:] = 0
+        row_ids[real_rows:] = -1
+        cursor = batch.epoch * self._plan.rows_per_epoch + batch.start
+        return HostBatch(cursor, cursor + batch.rows, batch.epoch, batch.rows, arrays, weight, row_ids)
+
+    def _window(self, epoch: int, number: int) -> _Window:
+        """The window, with the one after it on its way and those before it forgotten."""
+        last = number + 2 == len(self._plan.window_bounds(epoch))
+        following = (epoch + 1, 0) if last else (epoch, number + 1)
+        for key in ((epoch, number), following):
+            if key not in self._windows and key[0] < self._epochs:
+                self._windows[key] = self._preparer.submit(self._prepared, *key)
+        for key in [key for key in self._windows if key < (epoch, number)]:
+            del self._windows[key]
+        return self._windows[epoch, number].result()
+
+    def _prepared(self, epoch: int, number: int) -> _Window:
+        low, high = self._plan.window_bounds(epoch)[number : number + 2]
+        positions = self._share.in_window(epoch, int(low), int(high))
+        return self._source.window(positions, self._plan.window_row_ids(epoch, number)[positions - low])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The rows of one window that this worker uses, in the order in which it uses them."""
+
+    positions: NDArray[np.int64]
+    row_ids: NDArray[np.int64]
+    arrays: Arrays
+    images: pa.Table
+
+    def rows(self, source: _Source, positions: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
+        """Arrays, and row ids, of some positions, which may repeat."""
+        places = np.searchsorted(self.positions, positions)
+        row_ids = self.row_ids[places]
+        arrays = {name: values[places] for name, values in self.arrays.items()}
+        return source.decoded(self.images, places, row_ids) | arrays, row_ids
+
+
+class _Source:
+    """Reads and converts the columns that a task takes."""
+
+    def __init__(self, dataset: Dataset, task: Task, readers: Executor, decoders: Executor) -> None:
+        signature = task.signature()
+        self._dataset = dataset
+        self._facts = task.facts
+        self._readers = readers
+        self._decoders = decoders
+        self._images = [tensor for tensor in signature.inputs if tensor.encoding is not None]
+        self._plain = [tensor for tensor in signature.inputs if tensor.encoding is None]
+        self._vocabularies = task.vocabularies()
+        self._columns = [*(tensor.name for tensor in signature.inputs), self._facts.label]
+
+    def window(self, positions: NDArray[np.int64], row_ids: NDArray[np.int64]) -> _Window:
+        table = self._dataset.read_rows(row_ids, self._columns, pool=self._readers)
+        arrays: Arrays = {
+            tensor.name: model_input(table, tensor, self._vocabularies.get(tensor.name), row_ids=row_ids)
+            for tensor in self._plain
+        }
+        arrays[TARGET] = target_array(table, self._facts, row_ids=row_ids)
+        return _Window(positions, row_ids, arrays, table.select([tensor.name for tensor in self._images]))
+
+    def decoded(self, images: pa.Table, places: NDArray[np.int64], row_ids: NDArray[np.int64]) -> Arrays:
+        if not self._images:
+            return {}
+        files = images.take(pa.array(places))
+        return {
+            tensor.name: input_array(files, tensor, pool=self._decoders, row_ids=row_ids)
+            for tensor in self._images
+        }
+
+
+def _joined(parts: list[tuple[Arrays, NDArray[np.int64]]]) -> tuple[Arrays, NDArray[np.int64]]:
+    arrays = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
+    return arrays, np.concatenate([part[1] for part in parts])
+
+
+def _augments(task: Task) -> bool:
+    return type(task).augment is not Task.augment
+
+
+class _Augment:
+    """Applies `task.augment` to each row with a generator of its own."""
+
+    def __init__(self, task: Task, plan: Plan, pool: Executor) -> None:
+        self._task = task
+        self._pool = pool
+        text = f"tandem augment 1\n{plan.seed}\n{plan.fingerprint}"
+        self._key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], dtype="<u8")
+
+    def __call__(self, arrays: Arrays, epoch: int, positions: NDArray[np.int64]) -> Arrays:
+        target = arrays.pop(TARGET)
+        jobs = range(0, len(positions), _ROWS_PER_JOB)
+        rows = [
+            row
+            for part in self._pool.map(lambda start: self._some(arrays, epoch, positions, start), jobs)
+            for row in part
+        ]
+        changed: dict[str, NDArray[Any]] = {n: np.concatenate([row[n] for row in rows]) for n in arrays}
+        return changed | {TARGET: target}
+
+    def _some(
+        self, arrays: Arrays, epoch: int, positions: NDArray[np.int64], start: int
+    ) -> list[dict[str, NDArray[Any]]]:
+        rows = []
+        for place in range(start, min(start + _ROWS_PER_JOB, len(positions))):
+            # The counter's low words are what drawing advances: rows can't run into one another.
+            counter = np.array([0, 0, positions[place], epoch], dtype=np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+            rows.append(self._task.augment({n: v[place : place + 1] for n, v in arrays.items()}, rng))
+        return rows

@@ -60,7 +60,7 @@ def rank_slice(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
 
 
 class Plan:
-    """The order of one dataset's samples. Immutable but for a small cache; not for several threads.
+    """The order of one dataset's samples. Immutable but for a small cache; safe to use from several threads.
 
     Args:
         seed: the run's seed, 0 to 2**63 - 1.
@@ -128,26 +128,29 @@ class Plan:
     def window_row_ids(self, epoch: int, window: int) -> NDArray[np.int64]:
         """The dataset rows of a window, in the epoch's order. Not to be written to."""
         key = (epoch, window)
-        if key not in self._windows:
+        ids = self._windows.get(key)
+        if ids is None:
             groups = self._epoch(epoch).groups[window * self.window_groups :][: self.window_groups]
             ids = np.concatenate([np.arange(f, f + n) for f, n in self._extents(groups)])
             if self.shuffle:
                 ids = ids[self._permutation(f"epoch {epoch} window {window}", len(ids))]
             ids.flags.writeable = False
             _keep(self._windows, key, ids, _CACHED_WINDOWS)
-        return self._windows[key]
+        return ids
 
     def _extents(self, groups: NDArray[np.int64]) -> list[tuple[int, int]]:
         return [(int(self._group_first[g]), int(self._group_rows[g])) for g in groups]
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
+        known = self._epochs.get(epoch)
+        if known is None:
             count = len(self._group_rows)
             groups = self._permutation(f"epoch {epoch} groups", count) if self.shuffle else np.arange(count)
             ends = np.cumsum(self._group_rows[groups])
             bounds = np.concatenate(([0], ends[self.window_groups - 1 : -1 : self.window_groups], ends[-1:]))
-            _keep(self._epochs, epoch, _Epoch(groups, bounds), _CACHED_EPOCHS)
-        return self._epochs[epoch]
+            known = _Epoch(groups, bounds)
+            _keep(self._epochs, epoch, known, _CACHED_EPOCHS)
+        return known
 
     def _permutation(self, of: str, length: int) -> NDArray[np.int64]:
         """A permutation of range(length), fixed by the seed, the fingerprint and `of` alone."""
