@@ -16,12 +16,13 @@ from k8s import cel
 Schema = dict[str, Any]
 
 _RANGES = {"int32": 2**31, "int64": 2**63}
-_KNOWN = frozenset(
-    "type format description default nullable properties required additionalProperties items anyOf enum"
-    " pattern minLength maxLength minItems maxItems minimum maximum title example"
-    " x-kubernetes-int-or-string x-kubernetes-list-type x-kubernetes-list-map-keys"
-    " x-kubernetes-map-type x-kubernetes-validations x-kubernetes-preserve-unknown-fields".split()
-)
+_KNOWN = {
+    "type", "format", "nullable", "default", "enum", "properties", "required", "additionalProperties",
+    "items", "anyOf", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum",
+    "title", "description", "example", "x-kubernetes-int-or-string", "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys", "x-kubernetes-map-type", "x-kubernetes-validations",
+    "x-kubernetes-preserve-unknown-fields",
+}  # fmt: skip
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
@@ -71,9 +72,9 @@ def _fill_in(value: Any, schema: Schema) -> None:
             if name not in value and "default" in field:
                 value[name] = _copy(field["default"])
         for name, child in value.items():
-            field = known.get(name, more)
-            if isinstance(field, dict):
-                _fill_in(child, field)
+            below = known.get(name, more)
+            if isinstance(below, dict):
+                _fill_in(child, below)
     elif isinstance(value, list) and "items" in schema:
         for item in value:
             _fill_in(item, schema["items"])
@@ -94,6 +95,7 @@ class _Walk:
 
     def visit(self, value: Any, schema: Schema, path: str) -> None:
         assert schema.keys() <= _KNOWN, f"schema keyword not known: {sorted(schema.keys() - _KNOWN)}"
+        assert "anyOf" not in schema or "x-kubernetes-int-or-string" in schema, "anyOf means int or string"
         if value is None and schema.get("nullable"):
             return
         if not self._has_type(value, schema, path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from cluster.config import Frozen
 
@@ -25,6 +25,21 @@ _IMAGE = re.compile(
 _SECRET_NAME = re.compile(
     r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE|ACCESS_KEY|ACCOUNT_KEY|API_KEY|SAS_KEY", re.I
 )
+
+
+_OPERATORS_OWN = ("RAY_AUTH_MODE", "RAY_REDIS_ADDRESS", "REDIS_USERNAME", "RAY_enable_autoscaler_v2")
+
+
+def _nothing_secret(name: str) -> str:
+    # Of the name alone, so that an error shows the name and never the value.
+    if _SECRET_NAME.search(name):
+        raise ValueError("nothing secret: put it into a Secret, and name that in store_secret")
+    if name in _OPERATORS_OWN:
+        raise ValueError("nothing that the operator sets")
+    return name
+
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_nothing_secret)]
 
 
 class ServiceAccount(Frozen):
@@ -112,7 +127,7 @@ class ClusterSettings(Frozen):
     store_secret: DnsSubdomain | None = None
     """A Secret whose keys become environment variables, such as AWS_SECRET_ACCESS_KEY; None where
     the service accounts have cloud identities."""
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    env: dict[EnvName, str] = {}
     """Further environment variables, none of them secret: AWS_REGION, AWS_ENDPOINT_URL."""
     redis: Redis | None = None
     head: Head = Head()
@@ -147,13 +162,3 @@ class ClusterSettings(Frozen):
         if tuple(int(part) for part in version.split(".")) < (2, 56, 0):
             raise ValueError("at least 2.56.0, the first without known remote code execution")
         return version
-
-    @field_validator("env")
-    @classmethod
-    def _nothing_secret(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
-            if _SECRET_NAME.search(name):
-                raise ValueError(f"nothing secret: put {name} into a Secret and name that in store_secret")
-            if name in ("RAY_AUTH_MODE", "RAY_REDIS_ADDRESS", "REDIS_USERNAME", "RAY_enable_autoscaler_v2"):
-                raise ValueError(f"not {name}, which the operator sets")
-        return env
