@@ -51,6 +51,15 @@ class TensorReader:
         takes = ("BYTES",) if tensor.encoding else _ALSO_TAKES.get(tensor.dtype, ())
         self.takes: tuple[str, ...] = (tensor.dtype, *takes)
 
+    def declared_shapes(self, datatype: str) -> list[Shape]:
+        """The shapes in which values of `datatype` may come; -1 is any size but 0."""
+        image = self.tensor.encoding
+        if self.is_column or (image is not None and datatype == "BYTES"):
+            return [(-1,), (-1, 1)]
+        if image is not None and image.channels == 1:
+            return [self.tensor.shape, self.tensor.shape[:3]]
+        return [self.tensor.shape]
+
     def check_shape(self, datatype: str, shape: Sequence[int]) -> Shape:
         """The full shape that values of `datatype`, declared as `shape`, have in the graph.
 
@@ -67,7 +76,7 @@ class TensorReader:
                 allowed=" or ".join(self.takes),
                 fix=f"send {self.what} as {self.takes[-1] if self.tensor.encoding else self.tensor.dtype}",
             )
-        allowed = self._declared_shapes(datatype)
+        allowed = self.declared_shapes(datatype)
         if shape and shape[0] == 0:
             raise no_rows(self.what)
         if not any(_fits(shape, form) for form in allowed):
@@ -151,14 +160,6 @@ class TensorReader:
             return None
         fill = "" if self.tensor.dtype == "BYTES" else np.nan
         return np.full((rows, *self.row_shape), fill, NUMPY_DTYPES[self.tensor.dtype])
-
-    def _declared_shapes(self, datatype: str) -> list[Shape]:
-        image = self.tensor.encoding
-        if self.is_column or (image is not None and datatype == "BYTES"):
-            return [(-1,), (-1, 1)]
-        if image is not None and image.channels == 1:
-            return [self.tensor.shape, self.tensor.shape[:3]]
-        return [self.tensor.shape]
 
     def _within_limits(self, full: Shape) -> Shape:
         limits = self._limits
