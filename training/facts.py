@@ -23,7 +23,7 @@ class ColumnFacts(Frozen):
     missing_rows: int = Field(0, ge=0)
     mean: float | None = None
     std: float | None = None
-    """Of a number, over the rows that have one; a constant column has 0."""
+    """Of a number, or a label of integers, over the rows that have one; a constant column has 0."""
     categories: tuple[str, ...] | None = None
     """Of a category: the distinct values as strings, integers in order of value, else sorted."""
     image: ImageEncoding | None = None

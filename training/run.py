@@ -85,8 +85,7 @@ def _start(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
 
 def _check(recipe: Recipe, facts: DatasetFacts) -> None:
     task = build_task(recipe.task, facts, recipe.options)
-    if recipe.gate is not None:
-        check_gate(recipe.gate, task)
+    check_gate(recipe.gate, task.greater_is_better)
 
 
 def _check_unchanged(record: RunRecord, recipe: Recipe, dataset: Dataset) -> None:

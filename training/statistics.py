@@ -228,7 +228,8 @@ class _IntegerLabel:
         if len(self.classes.values) > MAX_INTEGER_CLASSES:
             return self.number.facts(name)
         in_order = tuple(sorted(self.classes.values, key=int))
-        return ColumnFacts(kind="category", missing_rows=self.number.missing, categories=in_order)
+        # The mean and deviation stay, for a regression on a quantity that has few values.
+        return self.number.facts(name).model_copy(update={"kind": "category", "categories": in_order})
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ class Regression(Task):
     greater_is_better = {"r2": True, "rmse": False, "mae": False}
 
     def __init__(self, facts: DatasetFacts, options: Frozen) -> None:
-        super().__init__(facts, options)
         label = facts.columns[facts.label]
         if label.mean is None or label.std is None:
             raise BadInput(
@@ -43,6 +42,11 @@ class Regression(Task):
                 allowed="a column of numbers",
                 fix="name another column as data.label, or use a classification task",
             )
+        # Integers with few values look like classes; who asks for a regression means a quantity.
+        number = label.model_copy(update={"kind": "number", "categories": None})
+        super().__init__(
+            facts.model_copy(update={"columns": {**facts.columns, facts.label: number}}), options
+        )
         self._mean = label.mean
         self._std = label.std or 1.0
 

@@ -92,7 +92,7 @@ class _Tabular(Task):
                 examples[name] = around.astype(np.float32)
         return examples
 
-    def _network(self, outputs: int) -> nn.Module:
+    def _network(self, outputs: int | None) -> nn.Module:
         words = self.vocabularies()
         columns = [(c, len(words.get(name, ()))) for name, c in self._columns.items()]
         options = self.options
@@ -117,8 +117,8 @@ class TabularRegression(_Tabular, Regression):
     name = "tabular-regression"
 
     def build_model(self) -> nn.Module:
-        """A `TabularNet` with one output, without its axis."""
-        return nn.Sequential(self._network(1), nn.Flatten(0))
+        """A `TabularNet` with one value a row."""
+        return self._network(None)
 
 
 class TabularNet(nn.Module):
@@ -129,18 +129,24 @@ class TabularNet(nn.Module):
 
     Args:
         columns: each column's facts, and for a category how many words it has.
-        outputs: how many values a row.
+        outputs: how many values a row; None for a single one without an axis of its own.
         width, depth, dropout: see `TabularOptions`.
     """
 
     def __init__(
-        self, columns: list[tuple[ColumnFacts, int]], *, outputs: int, width: int, depth: int, dropout: float
+        self,
+        columns: list[tuple[ColumnFacts, int]],
+        *,
+        outputs: int | None,
+        width: int,
+        depth: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         numbers = [(place, column) for place, (column, _) in enumerate(columns) if column.kind == "number"]
         self._numbers = [place for place, _ in numbers]
         self._categories = [place for place in range(len(columns)) if place not in set(self._numbers)]
-        self._indicated = [place for place, (_, column) in enumerate(numbers) if column.missing_rows]
+        self._indicated = [place for place, column in numbers if column.missing_rows]
         # Not persistent: they come from the facts, which every process has, and are no state to train.
         means = torch.tensor([column.mean or 0.0 for _, column in numbers])
         deviations = torch.tensor([_deviation(column) for _, column in numbers])
@@ -156,10 +162,11 @@ class TabularNet(nn.Module):
         self.stem = nn.Linear(features, width)
         self.blocks = nn.Sequential(*(_Block(width, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, outputs)
+        self.head = nn.Linear(width, outputs or 1)
+        self._one_value = outputs is None
 
     def forward(self, *columns: torch.Tensor) -> torch.Tensor:
-        """Columns as the signature orders them, float32 [B] or int64 [B], to float [B, outputs]."""
+        """Columns as the signature orders them, float32 [B] or int64 [B], to float [B, outputs] or [B]."""
         parts = [
             embed(columns[place]) for embed, place in zip(self.embeddings, self._categories, strict=True)
         ]
@@ -167,11 +174,11 @@ class TabularNet(nn.Module):
             raw_BF = torch.stack([columns[place] for place in self._numbers], dim=1)
             mean_F, std_F = cast(torch.Tensor, self._mean_F), cast(torch.Tensor, self._std_F)
             near_BF = ((raw_BF - mean_F) / std_F).clamp(-_FARTHEST_DEVIATIONS, _FARTHEST_DEVIATIONS)
-            parts.append(torch.where(torch.isnan(near_BF), torch.zeros_like(near_BF), near_BF))
-            if self._indicated:
-                parts.append(torch.isnan(raw_BF[:, self._indicated]).float())
+            parts.append(near_BF.masked_fill(torch.isnan(near_BF), 0.0))
+        parts += [torch.isnan(columns[place]).float().unsqueeze(1) for place in self._indicated]
         h_BW = self.stem(torch.cat(parts, dim=1))
-        return cast(torch.Tensor, self.head(self.norm(self.blocks(h_BW))))
+        values = self.head(self.norm(self.blocks(h_BW)))
+        return cast(torch.Tensor, values.squeeze(1) if self._one_value else values)
 
 
 class _Block(nn.Module):
