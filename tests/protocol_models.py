@@ -1,10 +1,13 @@
-"""Models' signatures and small files that the protocol's tests share."""
+"""Models' signatures, small files and one check that the protocol's tests share."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from cluster.errors import TandemError
 from cluster.signature import ImageEncoding, Signature, Tensor
 
 CLASSES = tuple("0123456789")
@@ -51,3 +54,12 @@ def picture_file(pixels_HW: np.ndarray, format: str = "PNG") -> bytes:
 
 SOME_PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
 SOME_PNG = picture_file(SOME_PIXELS)
+
+
+def refused(parse: Callable[..., object], *args: object) -> TandemError:
+    """The error that `parse` raises, with all of its four parts."""
+    with pytest.raises(TandemError) as caught:
+        parse(*args)
+    assert set(caught.value.parts()) == {"failed", "got", "allowed", "fix"}, caught.value
+    assert len(str(caught.value)) < 3000
+    return caught.value
