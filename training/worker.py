@@ -97,7 +97,7 @@ def run_worker(
         rank=rank,
         world_size=world,
         cursor=state.cursor,
-        end_cursor=optimization.epochs * plan.rows_per_epoch,
+        epochs=optimization.epochs,
     )
     recorder = (
         _Recorder(recipe, run, state, meta, number, attempt, world, total_steps, report, events, clock)
