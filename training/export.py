@@ -25,7 +25,7 @@ from onnx_ir.passes.common import InlinePass
 from cluster.errors import BadInput, TandemError, shown
 from cluster.signature import Signature, Tensor
 from training.columns import encode_words
-from training.parity import check_parity
+from training.parity import check_parity, check_type
 from training.servable import GRAPH_FILE, SIGNATURE_FILE, Servable
 from training.task import Arrays, Task
 
@@ -64,7 +64,9 @@ def export(task: Task, model: torch.nn.Module) -> dict[str, bytes]:
         return tuple(torch.from_numpy({**arrays, **indices}[name]) for name in task.input_names)
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False), _quiet():
-        traced = _trace(module, module_inputs(task.example_inputs(_TRACED_ROWS, rng)), signature)
+        example = module_inputs(task.example_inputs(_TRACED_ROWS, rng))
+        _check_outputs(module(*example), signature)
+        traced = _trace(module, example, signature)
         graph = _finished(traced, signature, vocabularies)
         files = {
             GRAPH_FILE: graph,
@@ -108,6 +110,20 @@ def _check_signature(signature: Signature, vocabularies: dict[str, tuple[str, ..
                 allowed="'label', with the signature's labels and an output 'probabilities'",
                 fix="correct the task's signature()",
             )
+
+
+def _check_outputs(outputs: tuple[torch.Tensor, ...], signature: Signature) -> None:
+    """Are these, of `_TRACED_ROWS` rows, what the signature announces?"""
+    given = _given(signature)
+    if len(outputs) != len(given):
+        raise BadInput(
+            "the graph's outputs are not those of the signature",
+            got=f"{len(outputs)} tensors",
+            allowed=f"{len(given)}: {', '.join(given)}",
+            fix="correct the task's graph() or signature()",
+        )
+    for tensor, values in zip(given.values(), outputs, strict=True):
+        check_type(tensor, values.numpy(), _TRACED_ROWS)
 
 
 def _given(signature: Signature) -> dict[str, Tensor]:
@@ -171,14 +187,6 @@ def _first_cause(error: BaseException) -> str:
 
 def _finished(model: ir.Model, signature: Signature, vocabularies: dict[str, tuple[str, ...]]) -> bytes:
     """The graph with the signature's own names, strings in and out, and nothing of the machine."""
-    given = _given(signature)
-    if len(model.graph.outputs) != len(given):
-        raise BadInput(
-            "the graph's outputs are not those of the signature",
-            got=f"{len(model.graph.outputs)} tensors",
-            allowed=f"{len(given)}: {', '.join(given)}",
-            fix="correct the task's graph() or signature()",
-        )
     if model.functions:
         InlinePass()(model)
     _anonymise(model, {tensor.name for tensor in (*signature.inputs, *signature.outputs)})

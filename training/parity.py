@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import TandemError, shown
+from cluster.errors import BadInput, TandemError, shown
 from cluster.signature import NUMPY_DTYPES, Signature, Tensor
 from training.task import Arrays
 
@@ -26,17 +26,37 @@ def check_parity(signature: Signature, expected: Sequence[NDArray[Any]], given: 
         rows: of the batch.
 
     Raises:
-        TandemError: an output has another type, shape or value; names it and the difference.
+        BadInput: an output isn't of the announced type or shape.
+        TandemError: an output has another value; names it and the difference.
     """
     plain = [tensor for tensor in signature.outputs if tensor.dtype != "BYTES"]
     for tensor in signature.outputs:
-        _check_type(tensor, given[tensor.name], rows)
+        check_type(tensor, given[tensor.name], rows)
     for tensor, values in zip(plain, expected, strict=True):
         _check_values(tensor.name, values, given[tensor.name], rows)
     if signature.labels and "label" in given:
         likeliest = np.array(signature.labels, dtype=object)[given["probabilities"].argmax(axis=-1)]
         if not np.array_equal(given["label"], likeliest):
             raise _unlike("label", f"{shown(given['label'].tolist())} for a batch of {rows}", likeliest)
+
+
+def check_type(tensor: Tensor, values: NDArray[Any], rows: int) -> None:
+    """Is an output of the announced type and shape?
+
+    Raises:
+        BadInput: it isn't.
+    """
+    signed = (rows, *tensor.shape[1:])
+    fits = len(values.shape) == len(signed) and all(
+        n in (-1, m) for n, m in zip(signed, values.shape, strict=True)
+    )
+    if values.dtype.name != NUMPY_DTYPES[tensor.dtype] or not fits:
+        raise BadInput(
+            f"the graph's output '{tensor.name}' is not what the signature says",
+            got=f"{values.dtype.name} {list(values.shape)} for a batch of {rows}",
+            allowed=f"{NUMPY_DTYPES[tensor.dtype]} {list(tensor.shape)}",
+            fix="correct the task's graph() or signature()",
+        )
 
 
 def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
@@ -52,20 +72,6 @@ def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
     scale = finite.max() if finite.size and finite.max() > 0 else 1.0
     worst = float(difference.max() / scale)
     return worst if np.isfinite(worst) else float("inf")
-
-
-def _check_type(tensor: Tensor, values: NDArray[Any], rows: int) -> None:
-    signed = (rows, *tensor.shape[1:])
-    fits = len(values.shape) == len(signed) and all(
-        n in (-1, m) for n, m in zip(signed, values.shape, strict=True)
-    )
-    if values.dtype.name != NUMPY_DTYPES[tensor.dtype] or not fits:
-        raise TandemError(
-            f"the graph's output '{tensor.name}' is not what the signature says",
-            got=f"{values.dtype.name} {list(values.shape)} for a batch of {rows}",
-            allowed=f"{NUMPY_DTYPES[tensor.dtype]} {list(tensor.shape)}",
-            fix="correct the task's graph() or signature()",
-        )
 
 
 def _check_values(name: str, expected: NDArray[Any], given: NDArray[Any], rows: int) -> None:
