@@ -15,8 +15,8 @@ class Limits:
 
     max_body_bytes: int = 64 * 1024 * 1024
     max_rows: int = 4096
-    max_json_values: int = 4_000_000
-    """Numbers, strings, lists and objects in a JSON body; each may take 100 bytes of memory."""
+    max_objects: int = 2_000_000
+    """Values in a JSON body, or strings in a tensor: what takes some 100 bytes each while it is read."""
     max_tensor_elements: int = 64_000_000
     max_image_pixels: int = 256_000_000
     """Pixels of all encoded images of a request together, shared evenly among them."""

@@ -50,19 +50,31 @@ def parse(
     instances = as_list(document["instances"], "'instances'")
     if not instances:
         raise no_rows("'instances'")
-    if len(instances) > limits.max_rows:
-        raise TooLarge(
-            "there are too many instances",
-            got=f"{len(instances)} instances",
-            allowed=f"at most {limits.max_rows}",
-            fix="send them in several requests",
-        )
+    _check_size(len(instances), len(readers), limits)
     if len(readers) == 1 and not _names_input(instances[0], readers):
         (reader,) = readers.values()
         return InferRequest(inputs={reader.name: reader.from_rows(instances)}, rows=len(instances))
     _check_instances(instances, readers)
     inputs = {reader.name: _column(instances, reader) for reader in readers.values()}
     return InferRequest(inputs=inputs, rows=len(instances))
+
+
+def _check_size(rows: int, inputs: int, limits: Limits) -> None:
+    if rows > limits.max_rows:
+        raise TooLarge(
+            "there are too many instances",
+            got=f"{rows} instances",
+            allowed=f"at most {limits.max_rows}",
+            fix="send them in several requests",
+        )
+    # An instance that leaves out what it may costs as much as one that doesn't.
+    if rows * inputs > limits.max_objects:
+        raise TooLarge(
+            "there are too many values",
+            got=f"{rows} instances of {inputs} inputs",
+            allowed=f"at most {limits.max_objects} values",
+            fix="send them in several requests",
+        )
 
 
 def _parse_image(body: bytes, readers: Mapping[str, TensorReader]) -> InferRequest:

@@ -17,7 +17,7 @@ from serving.protocol.limits import Limits
 from serving.protocol.requests import Parameters
 
 _MAX_SHOWN_CHARS = 80
-_MAX_COMPARED = 1000
+_MAX_COMPARED = 200
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -71,11 +71,11 @@ def read_json(text: bytes, limits: Limits) -> Any:
         BadRequest: not JSON in UTF-8; NaN, Infinity and numbers beyond float64 aren't JSON either.
         TooLarge: more values than the limit. Commas are counted, which is quick and never too few.
     """
-    if text.count(b",") >= limits.max_json_values:
+    if text.count(b",") >= limits.max_objects:
         raise TooLarge(
             "the JSON holds too many values",
             got=f"{text.count(b',') + 1} values or more",
-            allowed=f"at most {limits.max_json_values} values",
+            allowed=f"at most {limits.max_objects} values",
             fix="send fewer rows at once, or binary tensors (the Open Inference Protocol's binary extension)",
         )
     try:

@@ -95,13 +95,13 @@ def from_binary(raw: memoryview, dtype: DataType, count: int, *, nullable: bool,
     return array if array.flags.aligned else array.copy()
 
 
-def split_elements(raw: memoryview, count: int, what: str) -> list[memoryview]:
+def split_elements(raw: memoryview, count: int, what: str) -> list[bytes]:
     """The `count` byte strings in `raw`, each led by its length in 4 bytes, little-endian.
 
     Raises:
         BadRequest: more, fewer, or an element that runs past the end.
     """
-    elements: list[memoryview] = []
+    elements: list[bytes] = []
     at = 0
     while at < len(raw) and len(elements) < count:
         if at + 4 > len(raw):
@@ -109,7 +109,7 @@ def split_elements(raw: memoryview, count: int, what: str) -> list[memoryview]:
         (size,) = struct.unpack_from("<I", raw, at)
         if at + 4 + size > len(raw):
             break
-        elements.append(raw[at + 4 : at + 4 + size])
+        elements.append(bytes(raw[at + 4 : at + 4 + size]))
         at += 4 + size
     if at != len(raw) or len(elements) != count:
         raise BadRequest(
@@ -121,7 +121,7 @@ def split_elements(raw: memoryview, count: int, what: str) -> list[memoryview]:
     return elements
 
 
-def decode_texts(elements: Sequence[memoryview], what: str) -> Array:
+def decode_texts(elements: Sequence[bytes], what: str) -> Array:
     """Byte strings as text.
 
     Raises:
@@ -130,7 +130,7 @@ def decode_texts(elements: Sequence[memoryview], what: str) -> Array:
     texts: list[str] = []
     for index, element in enumerate(elements):
         try:
-            texts.append(str(element, "utf-8"))
+            texts.append(element.decode())
         except UnicodeDecodeError as error:
             raise Unprocessable(
                 f"{what} has a string that is not UTF-8",

@@ -87,7 +87,7 @@ class TensorReader:
                 fix="make the shape that of the model; axis 0 counts the rows",
             )
         row_shape = self.row_shape if self.is_column or self.tensor.encoding else shape[1:]
-        return self._within_limits((shape[0], *row_shape))
+        return self._within_limits((shape[0], *row_shape), as_objects=self.tensor.dtype == "BYTES")
 
     def from_json(self, data: list[Any], datatype: str, declared: Sequence[int], full: Shape) -> Array:
         """The array of shape `full` from JSON `data`, flat or nested as `declared`.
@@ -119,7 +119,7 @@ class TensorReader:
         if datatype == "BYTES":
             elements = scalars.split_elements(raw, count, self.what)
             if tensor.encoding is not None:
-                return self._from_files([bytes(element) for element in elements])
+                return self._from_files(elements)
             return scalars.decode_texts(elements, self.what).reshape(full)
         dtype: Any = datatype
         array = scalars.from_binary(raw, dtype, count, nullable=tensor.nullable, what=self.what)
@@ -137,8 +137,9 @@ class TensorReader:
             TooLarge: more elements than the limits allow.
         """
         encoding = self.tensor.encoding
-        self._within_limits((len(values), *(abs(size) for size in self.row_shape)))
-        if encoding is not None and type(values[0]) is not list:
+        are_files = encoding is not None and type(values[0]) is not list
+        self._within_limits((len(values), *map(abs, self.row_shape)), as_objects=not are_files)
+        if are_files:
             return self._from_files([_from_base64(_unwrapped(value), self.what) for value in values])
         full: Shape = (len(values), *self.row_shape)
         if encoding is not None and encoding.channels == 1 and _depth(values) == 3:
@@ -147,7 +148,6 @@ class TensorReader:
             flat = values
         else:
             flat, full = flatten(self._null_rows_filled(values), full, self.what)
-        self._within_limits(full)
         return self._from_flat(flat).reshape(full)
 
     def from_file(self, file: bytes) -> Array:
@@ -161,11 +161,13 @@ class TensorReader:
         fill = "" if self.tensor.dtype == "BYTES" else np.nan
         return np.full((rows, *self.row_shape), fill, NUMPY_DTYPES[self.tensor.dtype])
 
-    def _within_limits(self, full: Shape) -> Shape:
+    def _within_limits(self, full: Shape, *, as_objects: bool) -> Shape:
+        """`full`, if it is within the limits. Elements that are Python objects on the way are dearer."""
         limits = self._limits
+        most_elements = limits.max_objects if as_objects else limits.max_tensor_elements
         for what, got, most in (
             ("rows", full[0], limits.max_rows),
-            ("elements", math.prod(full), limits.max_tensor_elements),
+            ("elements", math.prod(full), most_elements),
         ):
             if got > most:
                 raise TooLarge(

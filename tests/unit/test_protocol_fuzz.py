@@ -24,7 +24,7 @@ from serving.protocol.limits import Limits
 from serving.protocol.requests import InferRequest
 
 LENGTH = b"inference-header-content-length"
-LIMITS = Limits(max_body_bytes=100_000, max_rows=50, max_json_values=5_000, max_tensor_elements=10_000)
+LIMITS = Limits(max_body_bytes=100_000, max_rows=50, max_objects=5_000, max_tensor_elements=10_000)
 SEEDS = range(8)
 ROUNDS = 1000
 

@@ -11,11 +11,16 @@ from cluster.signature import Signature, Tensor
 from serving.protocol.codec import Codec
 from serving.protocol.limits import Limits
 
-LIMITS = Limits(max_body_bytes=1_000_000, max_rows=100, max_tensor_elements=100_000)
+LIMITS = Limits(max_body_bytes=1_000_000, max_rows=100, max_objects=100_000)
 
 
 def instances(*rows: object, **more: object) -> bytes:
     return orjson.dumps({"instances": list(rows), **more})
+
+
+def wide_table(columns: int) -> Signature:
+    tensors = [Tensor(name=f"c{n}", dtype="FP32", shape=(-1,), nullable=True) for n in range(columns)]
+    return Signature(task="t", inputs=tuple(tensors), outputs=table().outputs)
 
 
 ROOM = {"rooms": 3, "owner": True}
@@ -56,6 +61,12 @@ BAD_PREDICTS: dict[str, tuple[Signature, bytes, int, str]] = {
         instances(None, None),
         413,
         "too many elements",
+    ),
+    "empty rows that would fill memory": (
+        wide_table(columns=1001),
+        instances(*[{}] * 100),
+        413,
+        "too many values",
     ),
     "base64 with a line break": (digits(), instances({"b64": "aGVs\nbG8="}), 422, "not base64"),
     "base64 in Arabic": (digits(), instances({"b64": "ا"}), 422, "not base64"),

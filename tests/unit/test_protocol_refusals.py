@@ -14,7 +14,7 @@ from serving.protocol.limits import Limits
 LIMITS = Limits(
     max_body_bytes=1_000_000,
     max_rows=100,
-    max_json_values=50_000,
+    max_objects=50_000,
     max_tensor_elements=100_000,
     max_id_chars=16,
 )
