@@ -125,18 +125,19 @@ class Artifacts:
             ) from None
 
     def newest(
-        self, load: Callable[[Manifest], T], on_damage: Callable[[int, Exception], None]
+        self, load: Callable[[Manifest], T], on_damage: Callable[[int, Exception], None], head: int = 0
     ) -> tuple[Manifest, T] | None:
         """Load the newest artifact that is whole, falling back past damaged ones.
 
         Args:
             load: reads the artifact's files (through `read_file`) and builds what the caller wants.
             on_damage: told of each artifact passed over, with why.
+            head: the newest number, where the caller knows it.
 
         Returns:
             The manifest and what `load` gave, or None where no artifact is whole.
         """
-        for number in range(self.head(), 0, -1):
+        for number in range(head or self.head(), 0, -1):
             try:
                 manifest = self.read(number)
                 return manifest, load(manifest)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -57,6 +57,14 @@ class CheckpointMeta(Frozen):
         return CheckpointMeta(step=step, cursor=cursor, fingerprint=self.fingerprint, ledger=ledger)
 
 
+class Restored(NamedTuple):
+    """What a run goes on from: checkpoint `number` (0: none), and the newest number taken, whole or not."""
+
+    number: int
+    head: int
+    meta: CheckpointMeta
+
+
 def state_files(state: TrainState) -> dict[str, bytes]:
     """A snapshot of the model and the optimizer, independent of what training does next."""
     weights = {name: tensor.detach().contiguous() for name, tensor in state.model.state_dict().items()}
@@ -87,11 +95,8 @@ def load_state(state: TrainState, meta: CheckpointMeta, read: Callable[[str], by
 
 def restore(
     state: TrainState, artifacts: Artifacts, on_damage: Callable[[int, Exception], None]
-) -> tuple[int, CheckpointMeta] | None:
-    """Load the newest whole checkpoint into `state`.
-
-    Returns:
-        Its number and meta; None where there is no checkpoint.
+) -> Restored | None:
+    """Load the newest whole checkpoint into `state`; None where there is no checkpoint.
 
     Raises:
         Damaged: checkpoints were committed, but none is whole; starting over is the user's decision.
@@ -102,16 +107,17 @@ def restore(
         load_state(state, meta, lambda name: artifacts.read_file(manifest, name))
         return meta
 
-    if artifacts.head() == 0:
+    head = artifacts.head()
+    if head == 0:
         return None
-    found = artifacts.newest(load_one, on_damage)
+    found = artifacts.newest(load_one, on_damage, head)
     if found is None:
         raise Damaged(
             "no checkpoint of the run is whole",
-            got=f"{artifacts.head()} damaged or deleted checkpoints",
+            got=f"{head} damaged or deleted checkpoints",
             fix="restore the store from a backup, or start a new run",
         )
-    return found[0].number, found[1]
+    return Restored(found[0].number, head, found[1])
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYS
     show(Progress("reading the data"))
     run_name = recipe.run or new_run_name(recipe.model, clock)
     run = Run(open_store(recipe.store), run_name)
-    facts = _start(run, recipe, clock)
+    facts = prepare(run, recipe, clock)
     done = run.result()
     if done is not None and done.gate == "passed":
         show(Progress("finished", note=f"run '{run_name}' has ended before; this is what it gave"))
@@ -58,8 +58,12 @@ def new_run_name(model: str, clock: Clock = SYSTEM_CLOCK) -> str:
     return f"{model[:36]}-{clock.wall():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _start(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
-    """Check the recipe against its data and the run's past; record a new run."""
+def prepare(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
+    """Check the recipe against its data and the run's past; record a new run.
+
+    Raises:
+        BadInput: they don't fit together.
+    """
     dataset = Dataset.open(recipe.data.train)
     Dataset.open(recipe.data.eval)
     try:

@@ -29,7 +29,6 @@ POLL_S = 0.25
 ACTOR_TIMEOUT_S = 30
 
 
-@ray.remote(num_cpus=0, max_concurrency=8)
 class Board:
     """What workers tell the driver."""
 
@@ -63,6 +62,10 @@ class Board:
         return notes, latest
 
 
+def _new_board() -> Any:
+    return ray.remote(num_cpus=0)(Board).remote()
+
+
 def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outcome:
     """Train on the connected cluster until the last step is committed.
 
@@ -70,7 +73,7 @@ def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outco
         TandemError: one that retrying can't mend, from a worker.
         RunFailed: workers failed more often than the recipe allows.
     """
-    board = Board.remote()
+    board = _new_board()
     workers = recipe.workers
     with tempfile.TemporaryDirectory(prefix="tandem-train-") as folder:
         trainer = TorchTrainer(
@@ -117,12 +120,11 @@ def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outco
 
 def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunResult:
     """Export, evaluate, judge and register, in one Ray task with the resources of one worker."""
-    board = Board.remote()
+    board = _new_board()
     with _Watch(board, show):
         try:
-            task = _finish_task.options(num_cpus=recipe.workers.cpus).remote(
-                recipe.model_dump(mode="json"), run_name, outcome.samples_per_s, board
-            )
+            finish_task: Any = ray.remote(num_cpus=recipe.workers.cpus, max_retries=1)(_finish_task)
+            task = finish_task.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s, board)
             result: RunResult = ray.get(task)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TandemError):
@@ -152,7 +154,6 @@ def _on_worker(config: dict[str, Any]) -> None:
         ray.get(board.end.remote(outcome), timeout=ACTOR_TIMEOUT_S)
 
 
-@ray.remote(max_retries=1)
 def _finish_task(recipe: dict[str, Any], run_name: str, samples_per_s: float, board: Any) -> RunResult:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     return finish_run(

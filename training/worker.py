@@ -24,6 +24,7 @@ from cluster.storage import open_store
 from training.checkpoint import (
     CheckpointMeta,
     CheckpointWriter,
+    Restored,
     load_state,
     restore,
     state_files,
@@ -77,14 +78,14 @@ def run_worker(
 
     attempt = f"{clock.wall():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     events = EventWriter(run.store, run.prefix, f"{attempt}-rank{rank}", clock)
-    number, meta = _restore_together(state, run, facts.fingerprint, rank, device, events)
+    restored = _restore_together(state, run, facts.fingerprint, rank, device, events)
     events.write(
         "attempt-started",
         attempt=attempt,
         rank=rank,
         world=world,
         pid=os.getpid(),
-        checkpoint=number,
+        checkpoint=restored.number,
         step=state.step,
         cursor=state.cursor,
     )
@@ -100,7 +101,7 @@ def run_worker(
         epochs=optimization.epochs,
     )
     recorder = (
-        _Recorder(recipe, run, state, meta, number, attempt, world, total_steps, report, events, clock)
+        _Recorder(recipe, run, state, restored, attempt, world, total_steps, report, events, clock)
         if rank == 0
         else None
     )
@@ -127,10 +128,10 @@ def _ignore(_: StepReport) -> None:
 
 def _restore_together(
     state: TrainState, run: Run, fingerprint: str, rank: int, device: torch.device, events: EventWriter
-) -> tuple[int, CheckpointMeta]:
+) -> Restored:
     """Every rank loads the checkpoint that rank 0 found to be the newest whole one."""
     artifacts = run.checkpoints()
-    meta = CheckpointMeta(step=0, cursor=0, fingerprint=fingerprint, ledger=())
+    fresh = Restored(0, 0, CheckpointMeta(step=0, cursor=0, fingerprint=fingerprint, ledger=()))
     found = None
     if rank == 0:
 
@@ -138,18 +139,16 @@ def _restore_together(
             events.write("checkpoint-passed-over", checkpoint=number, why=str(error))
 
         found = restore(state, artifacts, on_damage)
-    number = torch.tensor(found[0] if found else 0, device=device)
+    chosen = torch.tensor(found.number if found else 0, device=device)
     if dist.is_initialized():
-        dist.broadcast(number, 0)
-    chosen = int(number)
-    if chosen == 0:
-        return 0, meta
-    if found is None:
-        manifest = artifacts.read(chosen)
-        meta = CheckpointMeta.model_validate(manifest.meta)
-        load_state(state, meta, lambda name: artifacts.read_file(manifest, name))
-        return chosen, meta
-    return found
+        dist.broadcast(chosen, 0)
+    number = int(chosen)
+    if number == 0 or found is not None:
+        return found or fresh
+    manifest = artifacts.read(number)
+    meta = CheckpointMeta.model_validate(manifest.meta)
+    load_state(state, meta, lambda name: artifacts.read_file(manifest, name))
+    return Restored(number, number, meta)
 
 
 class _Recorder:
@@ -160,8 +159,7 @@ class _Recorder:
         recipe: Recipe,
         run: Run,
         state: TrainState,
-        meta: CheckpointMeta,
-        number: int,
+        restored: Restored,
         attempt: str,
         world: int,
         total_steps: int,
@@ -171,7 +169,7 @@ class _Recorder:
     ) -> None:
         self._policy = recipe.checkpoint
         self._state = state
-        self._meta = meta
+        self._meta = restored.meta
         self._attempt = attempt
         self._world = world
         self._report = report
@@ -179,7 +177,7 @@ class _Recorder:
         self._clock = clock
         self._writer = CheckpointWriter(
             run,
-            newest=number,
+            newest=restored.head,
             keep=self._policy.keep,
             on_commit=self._committed,
             on_failure=self._not_committed,
@@ -196,10 +194,10 @@ class _Recorder:
             total_steps=total_steps,
             epochs=recipe.optimization.epochs,
             workers=world,
-            checkpoint=number,
-            note=f"resuming from checkpoint {number}, step {state.step}" if number else "",
+            checkpoint=restored.number,
+            note=f"resuming from checkpoint {restored.number}, step {state.step}" if restored.number else "",
         )
-        self._newest = number
+        self._newest = restored.number
         self.samples_per_s = 0.0
         report(self._progress)
         self._progress = replace(self._progress, note="")

@@ -188,9 +188,9 @@ def test_the_writer_commits_keeps_the_newest_and_leaves_every_manifest(tmp_path:
     fresh = new_state(of, Optimization(seed=5), CPU)
     found = restore(fresh, run.checkpoints(), lambda number, error: pytest.fail(str(error)))
     assert found is not None
-    assert found[0] == 6
+    assert found.number == 6
     assert weights(fresh) == weights(state)
-    assert [(s.start, s.stop) for s in found[1].ledger] == [(0, 96)]
+    assert [(s.start, s.stop) for s in found.meta.ledger] == [(0, 96)]
 
 
 def test_restore_falls_back_past_a_damaged_checkpoint_and_says_so(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_restore_falls_back_past_a_damaged_checkpoint_and_says_so(tmp_path: Path
     fresh = new_state(of, Optimization(), CPU)
     found = restore(fresh, run.checkpoints(), lambda number, error: passed_over.append(number))
     assert found is not None
-    assert (found[0], passed_over) == (1, [2])
+    assert (found.number, passed_over) == (1, [2])
     assert weights(fresh) == kept[0]
 
     run.store.delete([told.committed[0].files[WEIGHTS].key])
