@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -34,12 +36,30 @@ from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectS
 
 from cluster.errors import BadInput, NotFound, StorageError, shown
 
-CONNECT_TIMEOUT_S = 5
-REQUEST_TIMEOUT_S = 60
-TOTAL_TIMEOUT_S = 90
 _CHUNK_BYTES = 8 * 1024 * 1024
+_PIECES_AT_ONCE = 4
 _SCHEMES = ("file", "s3", "gs", "az", "abfs")
 _QUERY_KEYS = ("endpoint", "region")
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long a store may take: to connect, to answer one request, to be asked again after failures.
+
+    A request that begins just before `retry_s` may still take `request_s`: `total_s` bounds a call.
+    """
+
+    connect_s: float = 5
+    request_s: float = 30
+    retry_s: float = 60
+
+    @property
+    def total_s(self) -> float:
+        """The most that one request takes, with its retries."""
+        return self.retry_s + self.request_s
+
+
+DEADLINES = Deadlines()
 
 
 @dataclass(frozen=True)
@@ -112,8 +132,9 @@ class Store:
     deadlines; readers raise `NotFound` for a key that isn't there.
     """
 
-    def __init__(self, backend: ObjectStore, uri: str) -> None:
+    def __init__(self, backend: ObjectStore, uri: str, deadlines: Deadlines = DEADLINES) -> None:
         self._backend = backend
+        self._deadlines = deadlines
         self.uri = uri
 
     def __repr__(self) -> str:
@@ -121,16 +142,29 @@ class Store:
 
     def get(self, key: str) -> bytes:
         """The whole object."""
-        try:
-            return bytes(obstore.get(self._backend, key).bytes())
-        except (FileNotFoundError, BaseError, OSError) as error:
-            raise self._translated("reading", key, error) from None
+        chunks = list(self.chunks(key))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """The object in pieces of about 8 MiB, in order."""
+        """The object in pieces of up to 8 MiB, in order, a few of them fetched ahead.
+
+        A request's deadline covers its body, so a large object in one request would run into it on
+        a slow line; in pieces it doesn't. An object replaced meanwhile is an error, never a mixture.
+        """
         try:
-            for chunk in obstore.get(self._backend, key).stream(min_chunk_size=_CHUNK_BYTES):
-                yield bytes(chunk)
+            whole = obstore.get(self._backend, key)
+            size, etag = int(whole.meta["size"]), whole.meta["e_tag"]
+            if size <= _CHUNK_BYTES:
+                yield bytes(whole.bytes())
+                return
+            del whole
+
+            def piece(start: int) -> bytes:
+                end = min(start + _CHUNK_BYTES, size)
+                options: Any = {"range": (start, end)} | ({"if_match": etag} if etag else {})
+                return bytes(obstore.get(self._backend, key, options=options).bytes())
+
+            yield from _ahead(piece, range(0, size, _CHUNK_BYTES))
         except (FileNotFoundError, BaseError, OSError) as error:
             raise self._translated("reading", key, error) from None
 
@@ -194,20 +228,38 @@ class Store:
     def _translated(self, doing: str, key: str, error: Exception) -> Exception:
         if isinstance(error, FileNotFoundError):
             return NotFound("no such object", got=shown(key), allowed=f"a key in {self.uri}")
+        # The first line says it; what follows is the client's debug dump.
+        said = str(error).split("\n", 1)[0]
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+        refused = refused or " 401 " in said or " 403 " in said  # which listings report as any failure
         return StorageError(
             f"{doing} '{key}' in {self.uri} failed",
-            # The first line says it; what follows is the client's debug dump.
-            got=shown(str(error).split("\n", 1)[0]),
+            got=shown(said),
             allowed="a store that answers within "
-            f"{TOTAL_TIMEOUT_S} s and lets these credentials read, write and delete",
+            f"{self._deadlines.total_s:g} s and lets these credentials read, write and delete",
             fix="check the credentials and their rights"
             if refused
             else "check the endpoint, the network and the space left, then try again",
         )
 
 
-def open_store(uri: str) -> Store:
+def _ahead(fetch: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
+    """What `fetch` gives for each start, in order, a few fetched at once."""
+    with ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        try:
+            for start in starts:
+                waiting.append(pool.submit(fetch, start))
+                if len(waiting) > _PIECES_AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def open_store(uri: str, deadlines: Deadlines = DEADLINES) -> Store:
     """The store at `uri`: `file://`, `s3://` (with `?endpoint=`), `gs://`, `az://`, or a path.
 
     A directory is created when first written to. Nothing is contacted here.
@@ -216,7 +268,7 @@ def open_store(uri: str) -> Store:
         BadInput: the URI can't be used.
     """
     where = Location.parse(uri)
-    return Store(_backend(where), where.uri)
+    return Store(_backend(where, deadlines), where.uri, deadlines)
 
 
 def memory_store() -> Store:
@@ -224,11 +276,14 @@ def memory_store() -> Store:
     return Store(MemoryStore(), "memory://")
 
 
-def _backend(where: Location) -> ObjectStore:
+def _backend(where: Location, deadlines: Deadlines) -> ObjectStore:
     if where.scheme == "file":
         return LocalStore("/" + where.prefix, mkdir=True, automatic_cleanup=False)
-    retry: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=TOTAL_TIMEOUT_S)}
-    client: Any = {"timeout": f"{REQUEST_TIMEOUT_S}s", "connect_timeout": f"{CONNECT_TIMEOUT_S}s"}
+    retry: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=deadlines.retry_s)}
+    client: Any = {
+        "timeout": timedelta(seconds=deadlines.request_s),
+        "connect_timeout": timedelta(seconds=deadlines.connect_s),
+    }
     prefix = where.prefix or None
     if where.scheme == "gs":
         return GCSStore(where.bucket, prefix=prefix, client_options=client, retry_config=retry)
@@ -262,7 +317,7 @@ def _s3_settings(where: Location) -> dict[str, str]:
     return settings
 
 
-def arrow_filesystem(uri: str) -> tuple[Any, str]:
+def arrow_filesystem(uri: str, deadlines: Deadlines = DEADLINES) -> tuple[Any, str]:
     """A pyarrow filesystem and the path in it, for reading datasets (never for writing).
 
     Raises:
@@ -284,8 +339,8 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
         endpoint_override=host or None,
         scheme=scheme or None,
         region=s3["region"] or None,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=REQUEST_TIMEOUT_S,
+        connect_timeout=deadlines.connect_s,
+        request_timeout=deadlines.request_s,
         **({**keys, "session_token": s3.get("session_token")} if all(keys.values()) else {}),
     )
     return filesystem, path

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kuberay_crds import EXAMPLES, crds
 
@@ -19,6 +19,7 @@ from k8s.naming import run_name
 from k8s.pods import container_security
 from k8s.render import render, render_files, render_recipe, render_service
 from k8s.settings import ClusterSettings
+from k8s.yamltext import to_yaml
 from serving.service import Service
 from training.recipe import Recipe
 
@@ -65,7 +66,7 @@ def pods_of(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def assert_sound(manifests: list[dict[str, Any]]) -> None:
     """The CRDs, and the rules that only the operator enforces."""
-    again = list(yaml.safe_load_all("---\n".join(yaml.safe_dump(m) for m in manifests)))
+    again = list(yaml.safe_load_all(to_yaml(*manifests)))
     assert again == manifests, "what is rendered survives YAML"
     report = crds().check(manifests)
     assert report.valid, "\n".join(map(str, report.findings))
@@ -151,7 +152,10 @@ cluster_settings = st.builds(
     image_pull_secrets=st.lists(st.just("pull"), max_size=1),
 )
 
-many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Without the explaining of failures, which traces every line and takes minutes here.
+phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
+slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+many = settings(max_examples=60, deadline=None, phases=phases, suppress_health_check=slow)
 
 
 @many
@@ -357,6 +361,14 @@ def test_a_file_of_neither_kind_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(BadInput):
         render_files(path, out=None, settings=None, run=None)
+
+
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\nb", " \nb ", "a\n", "no", "1e3", "\u2028", "\x00", "ü\t", "- a: b"]
+)
+def test_any_text_survives_yaml(text: str) -> None:
+    data = {"key": text, text: ["nested", {text: text}]}
+    assert yaml.safe_load(to_yaml(data)) == data
 
 
 def test_a_service_has_no_run() -> None:
