@@ -49,12 +49,13 @@ def export(task: Task, model: torch.nn.Module) -> dict[str, bytes]:
         The servable's files by name.
 
     Raises:
-        BadInput: the signature can't be put into a graph, or the graph would be over 1.5 GB.
+        BadInput: the signature can't be put into a graph (`Task.check`), the module gives something
+            else than it announces, or the graph would be over 1.5 GB.
         TandemError: torch can't export the model, or the graph gives other values than the model.
     """
+    task.check()
     signature = task.signature()
     vocabularies = task.vocabularies()
-    _check_signature(signature, vocabularies)
     module = _Positional(task.graph(copy.deepcopy(model))).cpu().float().eval()
     _check_size(module)
     rng = np.random.default_rng(0)
@@ -90,26 +91,6 @@ class _Positional(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.inner(*inputs)
         return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-
-
-def _check_signature(signature: Signature, vocabularies: dict[str, tuple[str, ...]]) -> None:
-    for tensor in signature.inputs:
-        if (tensor.dtype == "BYTES") != (tensor.name in vocabularies):
-            raise BadInput(
-                f"the input '{tensor.name}' can't be put into a graph",
-                got=f"{tensor.dtype} {'with' if tensor.name in vocabularies else 'without'} a vocabulary",
-                allowed="a vocabulary for each BYTES input and for no other",
-                fix="correct the task's vocabularies()",
-            )
-    for tensor in signature.outputs:
-        derived = tensor.name == "label" and signature.labels and "probabilities" in _given(signature)
-        if tensor.dtype == "BYTES" and not derived:
-            raise BadInput(
-                f"the output '{tensor.name}' can't be put into a graph",
-                got="BYTES",
-                allowed="'label', with the signature's labels and an output 'probabilities'",
-                fix="correct the task's signature()",
-            )
 
 
 def _check_outputs(outputs: tuple[torch.Tensor, ...], signature: Signature) -> None:

@@ -6,6 +6,7 @@ be served. Repeating this after a crash registers nothing twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,10 +19,10 @@ from cluster.runs import Run, RunResult
 from cluster.storage import Store, open_store
 from training.checkpoint import restore
 from training.dataset import Dataset
-from training.evaluate import evaluate
+from training.evaluate import evaluate, evaluate_live
 from training.export import export
 from training.facts import DatasetFacts
-from training.gate import judge
+from training.gate import Incomparable, judge
 from training.loop import new_state
 from training.progress import Progress, Show
 from training.recipe import Recipe
@@ -73,7 +74,8 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         model=recipe.model,
         version=version.version if version else None,
         store=recipe.store,
-        metrics=metrics,
+        # JSON has no NaN; the gate has refused it already, and its reason says which.
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         steps=state.step,
         samples_per_s=samples_per_s,
         gate="passed" if verdict.passed else "failed",
@@ -82,7 +84,9 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
     return result
 
 
-def _live_metrics(recipe: Recipe, store: Store, task: Task, held_out: Dataset) -> Mapping[str, float] | None:
+def _live_metrics(
+    recipe: Recipe, store: Store, task: Task, held_out: Dataset
+) -> Mapping[str, float] | Incomparable | None:
     """The promoted version's metrics on the same held-out data, None where there is nothing to compare."""
     if recipe.gate is None or recipe.gate.no_worse_than_live_by is None or recipe.promote_to is None:
         return None
@@ -93,7 +97,8 @@ def _live_metrics(recipe: Recipe, store: Store, task: Task, held_out: Dataset) -
         return None
     manifest, _ = registry.servable(live)
     files = {name: read_file(store, manifest, name) for name in manifest.files}
-    return evaluate(files, held_out, task).metrics
+    measured = evaluate_live(files, held_out, task)
+    return measured if isinstance(measured, Incomparable) else measured.metrics
 
 
 def _commit(run: Run, files: dict[str, bytes], meta: dict[str, object]) -> Manifest:

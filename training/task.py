@@ -24,8 +24,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from cluster.config import Frozen
+from cluster.errors import BadInput, shown
 from cluster.signature import NUMPY_DTYPES, Signature, Tensor
 from training.facts import DatasetFacts
 
@@ -84,6 +86,24 @@ class Task(ABC):
     def signature(self) -> Signature:
         """The graph's inputs and outputs."""
 
+    def check(self) -> None:
+        """Is the signature one that a graph can have? Asked before training starts.
+
+        Raises:
+            BadInput: it isn't; names the tensor.
+        """
+        try:
+            signature = self.signature()
+        except ValidationError as error:
+            raise BadInput(
+                "the task's signature is not right",
+                got=shown(error.errors()[0]["input"]),
+                allowed=error.errors()[0]["msg"].removeprefix("Value error, "),
+                fix="correct the task's signature(), or the names of the columns",
+            ) from None
+        _check_inputs(signature, self.vocabularies())
+        _check_outputs(signature)
+
     @cached_property
     def input_names(self) -> tuple[str, ...]:
         """The names of the signature's inputs, in order."""
@@ -128,6 +148,37 @@ class Task(ABC):
             target: the label column as `target_array` gives it.
         """
         return {}
+
+
+def _check_inputs(signature: Signature, words: Mapping[str, tuple[str, ...]]) -> None:
+    for tensor in signature.inputs:
+        if (tensor.dtype == "BYTES") != (tensor.name in words):
+            raise BadInput(
+                f"the input '{tensor.name}' can't be put into a graph",
+                got=f"{tensor.dtype} {'with' if tensor.name in words else 'without'} a vocabulary",
+                allowed="a vocabulary for each BYTES input and for no other",
+                fix="correct the task's vocabularies()",
+            )
+
+
+def _check_outputs(signature: Signature) -> None:
+    names = {tensor.name for tensor in signature.outputs}
+    for tensor in signature.outputs:
+        if signature.input(tensor.name) is not None:
+            raise BadInput(
+                f"'{tensor.name}' is an input and an output",
+                got=f"a column called '{tensor.name}', like what the model gives",
+                allowed="a name for each tensor of a graph",
+                fix=f"rename the column '{tensor.name}', or leave it out",
+            )
+        derived = tensor.name == "label" and signature.labels and "probabilities" in names
+        if tensor.dtype == "BYTES" and not derived:
+            raise BadInput(
+                f"the output '{tensor.name}' can't be put into a graph",
+                got="BYTES",
+                allowed="'label', with the signature's labels and an output 'probabilities'",
+                fix="correct the task's signature()",
+            )
 
 
 def _example(tensor: Tensor, words: tuple[str, ...], rows: int, rng: np.random.Generator) -> NDArray[Any]:

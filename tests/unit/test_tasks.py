@@ -139,6 +139,18 @@ UNFIT: dict[str, tuple[str, dict[str, ColumnFacts], ColumnFacts, dict[str, Any]]
         task_facts.PRICE,
         {"exclude": ["v3"]},
     ),
+    "a column like an output": (
+        "tabular-regression",
+        {"value": task_facts.TABLE["v3"]},
+        task_facts.PRICE,
+        {},
+    ),
+    "a column no tensor can be called": (
+        "tabular-regression",
+        {"line\nbreak": task_facts.TABLE["v3"]},
+        task_facts.PRICE,
+        {},
+    ),
     "excluded but not there": ("tabular-regression", task_facts.TABLE, task_facts.PRICE, {"exclude": ["id"]}),
 }
 

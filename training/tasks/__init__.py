@@ -75,7 +75,9 @@ def build_task(recipe_task: str, facts: DatasetFacts, options: Mapping[str, Any]
         BadInput: as `resolve_task`, or options or data that the task can't use.
     """
     cls = resolve_task(recipe_task)
-    return cls(facts, validated(cls.Options, options, f"the options of {recipe_task}"))
+    task = cls(facts, validated(cls.Options, options, f"the options of {recipe_task}"))
+    task.check()
+    return task
 
 
 def _imported(module_name: str, task_name: str) -> Any:
