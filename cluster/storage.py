@@ -18,11 +18,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import obstore
 from obstore.exceptions import (
@@ -34,12 +33,13 @@ from obstore.exceptions import (
 )
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-from cluster.errors import BadInput, NotFound, StorageError, shown
+from cluster.errors import NotFound, StorageError, shown
+from cluster.location import Location
+
+__all__ = ["Deadlines", "Location", "Store", "arrow_filesystem", "memory_store", "open_store"]
 
 _CHUNK_BYTES = 8 * 1024 * 1024
 _PIECES_AT_ONCE = 4
-_SCHEMES = ("file", "s3", "gs", "az", "abfs")
-_QUERY_KEYS = ("endpoint", "region")
 
 
 @dataclass(frozen=True)
@@ -60,69 +60,6 @@ class Deadlines:
 
 
 DEADLINES = Deadlines()
-
-
-@dataclass(frozen=True)
-class Location:
-    """A parsed storage URI. `bucket` is empty for `file`; `prefix` has no slash at either end."""
-
-    scheme: str
-    bucket: str
-    prefix: str
-    options: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, uri: str) -> Location:
-        """Read a URI, or a plain path as a directory of this machine.
-
-        Raises:
-            BadInput: unknown scheme, credentials in the URI, an unknown option.
-        """
-        if "://" not in uri:
-            return cls("file", "", str(Path(uri).expanduser().resolve()).strip("/"))
-        try:
-            parts = urlsplit(uri)
-        except ValueError as error:
-            raise _bad_uri(str(error), uri.split("://", 1)[0] + "://…") from None
-        if "@" in parts.netloc or parts.fragment:
-            # Not shown: what stands before an @ may be a secret.
-            raise _bad_uri("a storage URI holds neither credentials nor a '#'", f"{parts.scheme}://…")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if parts.scheme not in _SCHEMES:
-            raise _bad_uri(f"'{parts.scheme}' is not a kind of storage", shown(uri))
-        if unknown := sorted(set(options) - set(_QUERY_KEYS)):
-            raise _bad_uri(f"unknown option '{unknown[0]}' in the storage URI", f"{parts.scheme}://…")
-        if ".." in parts.path.split("/"):
-            raise _bad_uri("a storage URI has no '..'", shown(uri))
-        if parts.scheme == "file":
-            if parts.netloc not in ("", "localhost"):
-                raise _bad_uri("a file URI names no host: it has three slashes", shown(uri))
-            return cls("file", "", parts.path.strip("/"))
-        if not parts.netloc:
-            raise _bad_uri("the storage URI names no bucket", shown(uri))
-        return cls(parts.scheme, parts.netloc, parts.path.strip("/"), options)
-
-    @property
-    def uri(self) -> str:
-        """The canonical URI."""
-        if self.scheme == "file":
-            return f"file:///{self.prefix}"
-        path = f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
-        return path + ("?" + "&".join(f"{k}={v}" for k, v in self.options.items()) if self.options else "")
-
-    def child(self, *names: str) -> Location:
-        """The location of a key below this one."""
-        prefix = "/".join([p for p in (self.prefix, *names) if p])
-        return Location(self.scheme, self.bucket, prefix, self.options)
-
-
-def _bad_uri(failed: str, got: str) -> BadInput:
-    return BadInput(
-        failed,
-        got=got,
-        allowed="a path, file:///dir, s3://bucket/prefix[?endpoint=URL&region=NAME], gs://…, az://…",
-        fix="keep credentials in the environment or the shared credentials file",
-    )
 
 
 class Store:

@@ -13,8 +13,28 @@ from k8s.stores import check_reachable
 from k8s.yamltext import to_yaml
 from serving.service import Service
 
-# HAProxy in front of the replicas (see serving.app); its ports are free in a pod of its own.
-_INGRESS_ENV = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+_FORGOTTEN_AFTER_S = 10.0
+
+
+def ingress_env(drain_s: float) -> dict[str, str]:
+    """The environment of Ray's processes in a pod: `serving.ingress` without what a shared machine needs.
+
+    A pod has ports and folders to itself, so these stay as Ray has them and the pods of a group equal.
+
+    Args:
+        drain_s: how long a replica that is told to stop has; for the first part of it, until HAProxy on
+            every node has seen two health checks fail, it still takes connections.
+    """
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.lane:middlewares",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{min(_FORGOTTEN_AFTER_S, drain_s / 2):g}",
+        "RAY_metrics_report_interval_ms": "2000",
+    }
 
 
 def render_service(service: Service, settings: ClusterSettings) -> list[Manifest]:
@@ -29,7 +49,7 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         name,
         "serving",
         settings.serving_account.name,
-        env=_INGRESS_ENV,
+        env=ingress_env(service.drain_s),
         drain_s=service.drain_s,
         serves=True,
     )

@@ -1,19 +1,17 @@
 """The `serveConfigV2` of a RayService, generated from the service file.
 
-Kept to what only this text can say: the application's import path, its arguments and where HTTP
-listens. Replicas, resources and scaling are set by `serving.app:build` from the same service, so
-that a laptop and a cluster run the same thing, and nothing is written down twice.
+The applications are those that `tandem serve` runs on a laptop (`serving.layout`); replicas, resources
+and scaling are set by `serving.app:build` from the same service. So what Kubernetes runs is what was
+tried, and nothing is written down twice.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from k8s.naming import as_written
 from k8s.pods import SERVE_PORT
+from serving.layout import applications
 from serving.service import Service
-
-IMPORT_PATH = "serving.app:build"
 
 
 def serve_config(service: Service) -> dict[str, Any]:
@@ -21,12 +19,6 @@ def serve_config(service: Service) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": SERVE_PORT},
-        "applications": [
-            {
-                "name": service.name,
-                "import_path": IMPORT_PATH,
-                "route_prefix": "/",
-                "args": {"service": as_written(service)},
-            }
-        ],
+        "logging_config": {"enable_access_log": False},
+        "applications": [application._asdict() for application in applications(service)],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.errors import BadInput
-from cluster.storage import Location
+from cluster.location import Location
 
 
 def check_reachable(uris: Mapping[str, str]) -> None:

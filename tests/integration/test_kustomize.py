@@ -60,9 +60,22 @@ def test_rays_own_schema_takes_the_serve_config() -> None:
     assert isinstance(text, str)
     (service,) = [m for m in yaml.safe_load_all(text) if m["kind"] == "RayService"]
     schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
-    (application,) = schema.applications
-    assert application.import_path == "serving.app:build"
-    assert [model["model"] for model in application.args["service"]["models"]] == [
-        "digits@live",
-        "faces@live",
+    assert {application.import_path for application in schema.applications} == {"serving.app:build"}
+    assert [application.route_prefix for application in schema.applications] == [
+        "/v2/models/digits",
+        "/v2/models/faces",
+        "/",
     ]
+
+
+def test_what_kuberay_would_import_builds() -> None:
+    """Ray Serve imports the path and calls it with the arguments, as here."""
+    from ray import serve
+    from ray._common.utils import import_attr
+
+    text = render_files(EXAMPLES / "service.yaml", out=None, settings=None, run=None)
+    assert isinstance(text, str)
+    (service,) = [m for m in yaml.safe_load_all(text) if m["kind"] == "RayService"]
+    for application in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]:
+        built = import_attr(application["import_path"])(application["args"])
+        assert isinstance(built, serve.Application)

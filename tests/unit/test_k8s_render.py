@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from cluster.errors import BadInput
 from k8s.capacity import Demand, worker_groups
 from k8s.naming import run_name
 from k8s.pods import container_security
+from k8s.rayservice import ingress_env
 from k8s.render import render, render_files, render_recipe, render_service
 from k8s.settings import ClusterSettings
 from k8s.yamltext import to_yaml
+from serving.ingress import ingress_env as machine_env
+from serving.layout import Application, applications
 from serving.service import Service
 from training.recipe import Recipe
 
@@ -179,8 +183,9 @@ def test_any_service_renders_to_a_valid_service(made: Service, where: ClusterSet
     manifests = render_service(made, where)
     assert_sound(manifests)
     spec = the(manifests, "RayService")["spec"]
-    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert Service.model_validate(application["args"]["service"]) == made
+    found = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    assert [Application(**application) for application in found] == applications(made)
+    assert all(Service.model_validate(a["args"]["service"]) == made for a in found)
     always = sum(group["minReplicas"] for group in spec["rayClusterConfig"]["workerGroupSpecs"])
     assert spec["excludeHeadPodFromServeSvc"] is (always > 0)
     for name, pod in pods_of(manifests).items():
@@ -312,6 +317,17 @@ def test_an_error_about_a_secret_doesnt_show_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", ["tandem:1", "r.io:5000/a/b:1.2-x", "r.io/t@sha256:" + "0" * 64])
 def test_fixed_images_are_taken(image: str) -> None:
     assert ClusterSettings(image=image).image == image
+
+
+def test_pods_have_the_ingress_of_a_laptop() -> None:
+    """All of it but what keeps services on one machine apart."""
+    of_a_machine = re.compile("_PORT$|_LOC$|_PATH$|_BASE$|_FILE$|_NBTHREAD$|_DRAINING_PERIOD_S$|^TANDEM_")
+    kept = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"}
+    laptop = machine_env(drain_s=1)
+    expected = {name: laptop[name] for name in laptop if name in kept or not of_a_machine.search(name)}
+    pod = ingress_env(20)
+    assert float(pod.pop("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S")) < 20
+    assert pod == expected
 
 
 def test_only_requests_reach_a_service_from_outside() -> None:
