@@ -206,7 +206,7 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
 def _refresh_ray() -> None:
     """Have Ray, which reads these variables once, read them again."""
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # its stub omits them
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

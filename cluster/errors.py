@@ -6,6 +6,8 @@
     │   ├── BadRequest        a request body or tensor                exit 2   HTTP 400
     │   │   ├── TooLarge      over a stated limit                     exit 2   HTTP 413
     │   │   ├── UnsupportedMedia  a content type or encoding not taken        HTTP 415
+    │   │   ├── WrongMethod   not a method of this route              exit 2   HTTP 405
+    │   │   ├── TooSlow       its body did not arrive in time         exit 2   HTTP 408
     │   │   └── Unprocessable well-formed, but not what the model takes       HTTP 422
     │   └── NotFound          no such model, version, run or object   exit 2   HTTP 404
     ├── GateRefused           the servable did not pass its gate      exit 3
@@ -105,6 +107,19 @@ class UnsupportedMedia(BadRequest):
     """A body of a content type, or with a content encoding, that isn't taken."""
 
     http_status = 415
+
+
+class WrongMethod(BadRequest):
+    """The route is there, but not for this method."""
+
+    http_status = 405
+
+
+class TooSlow(BadRequest):
+    """The body did not arrive in the time it was given."""
+
+    http_status = 408
+    retryable = True
 
 
 class Unprocessable(BadRequest):

@@ -55,12 +55,14 @@ class EventWriter:
             self._lines = []
 
 
-def read_events(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
-    """All events of a run, in order of their time stamps."""
-    events = [
-        orjson.loads(line)
-        for key in store.keys(f"{prefix}/events")
-        for line in store.get(key).splitlines()
-        if line
-    ]
+def read_events(store: Store, prefix: str, seen: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """All events of a run, in order of their time stamps.
+
+    Args:
+        seen: segments to pass over; those read are added, so a follower gets each event once.
+    """
+    seen = set() if seen is None else seen
+    fresh = [key for key in store.keys(f"{prefix}/events") if key not in seen]
+    events = [orjson.loads(line) for key in fresh for line in store.get(key).splitlines() if line]
+    seen.update(fresh)
     yield from sorted(events, key=lambda event: str(event.get("at", "")))

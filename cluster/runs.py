@@ -9,9 +9,11 @@ runs/RUN/result.json                   how it ended; rewritten by each attempt t
 
 from __future__ import annotations
 
+import secrets
 from datetime import datetime
 from typing import Any, Literal
 
+from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.config import Frozen
 from cluster.errors import NotFound
 from cluster.manifest import Artifacts
@@ -92,6 +94,11 @@ class Run:
     def servables(self) -> Artifacts:
         """The run's servables."""
         return Artifacts(self.store, f"{self.prefix}/servables", "servable")
+
+
+def new_run_name(model: str, clock: Clock = SYSTEM_CLOCK) -> str:
+    """A name for a new run: readable, and unique without asking anyone."""
+    return f"{model[:36]}-{clock.wall():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def run_names(store: Store) -> list[str]:

@@ -1,0 +1,41 @@
+"""`tandem k8s`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import output
+from cluster.commands.options import JsonOption, RunOption, YamlArgument
+
+k8s_app = typer.Typer(help="Kubernetes, through KubeRay.", no_args_is_help=True)
+
+
+@k8s_app.callback()
+def k8s() -> None:
+    """Kubernetes, through KubeRay."""
+
+
+@k8s_app.command()
+def render(
+    file: YamlArgument,
+    out: Annotated[Path | None, typer.Option(help="A folder to write to; without it, stdout.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="What the cluster is like: image, Secrets, sizes.")
+    ] = None,
+    run: RunOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Turn a recipe into a RayJob, or a service into a RayService."""
+    from k8s.render import render_files
+
+    rendered = render_files(file, out=out, settings=settings, run=run)
+    if isinstance(rendered, str):
+        output.emit({"text": rendered}) if json_output else output.tell(rendered.rstrip("\n"))
+    elif json_output:
+        output.emit({"files": [str(path) for path in rendered]})
+    else:
+        for path in rendered:
+            output.tell(str(path))
