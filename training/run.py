@@ -5,13 +5,12 @@ Everything a user can get wrong is refused before a Ray starts or a file is writ
 
 from __future__ import annotations
 
-import secrets
 from importlib.metadata import version as release_of
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.connection import connect
 from cluster.errors import BadInput, NotFound, shown
-from cluster.runs import Run, RunRecord, RunResult
+from cluster.runs import Run, RunRecord, RunResult, new_run_name
 from cluster.storage import open_store
 from training.dataset import Dataset
 from training.facts import DatasetFacts
@@ -51,11 +50,6 @@ def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYS
 
         outcome = fit(recipe, run_name, facts, show)
         return finish(recipe, run_name, outcome, show)
-
-
-def new_run_name(model: str, clock: Clock = SYSTEM_CLOCK) -> str:
-    """A name for a new run: readable, and unique without asking anyone."""
-    return f"{model[:36]}-{clock.wall():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def prepare(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
