@@ -86,9 +86,14 @@ def quickstart(folder: Path, *, keep: bool) -> Report:
             "data": {"train": train_uri, "eval": eval_uri},
             "store": str(folder / "store"),
             "workers": {"min": 2, "max": 2},
-            "optimization": {"global_batch_size": 64, "epochs": 8, "learning_rate": 0.003},
+            "optimization": {
+                "global_batch_size": 128,
+                "epochs": 10,
+                "learning_rate": 0.003,
+                "warmup_steps": 10,
+            },
             "checkpoint": {"every_s": 2},
-            "gate": {"metric": "accuracy", "at_least": 0.95},
+            "gate": {"metric": "accuracy", "at_least": 0.97},
             "promote_to": "live",
         }
     )

@@ -37,6 +37,7 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         RunFailed: the run has no checkpoint.
         TandemError: from export, evaluation and storage.
     """
+    torch.set_num_threads(max(1, int(recipe.workers.cpus)))
     store = open_store(recipe.store)
     run = Run(store, run_name)
     facts = DatasetFacts.model_validate(run.record().facts)
