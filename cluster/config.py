@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from cluster.errors import BadInput, shown
 
 MAX_FILE_BYTES = 1024 * 1024
+MAX_DEPTH = 50
 
 
 class Frozen(BaseModel):
@@ -54,13 +55,14 @@ def load_yaml(model: type[F], path: Path, overrides: Sequence[str] = ()) -> F:
 def parse_yaml(model: type[F], text: str, source: str, overrides: Sequence[str] = ()) -> F:
     """As `load_yaml`, from a string; `source` names it in errors."""
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = {} if tree is None else _plain(tree)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        tree = _compose(text)
+        data = {} if tree is None else _constructed(tree)
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise BadInput(f"{where} is not YAML", got=shown(problem), allowed="YAML 1.1") from None
+        raise BadInput(
+            f"{where} is not YAML that we take", got=shown(_problem(error)), allowed="plain YAML 1.1"
+        ) from None
     if not isinstance(data, dict):
         raise BadInput(f"{source} is not a mapping", got=type(data).__name__, allowed="key: value lines")
     for override in overrides:
@@ -83,9 +85,31 @@ def validated(model: type[F], data: Mapping[str, Any], source: str) -> F:
         raise _explained(error, model, None, source, ()) from None
 
 
-def _plain(tree: yaml.Node) -> Any:
-    _refuse_repeats(tree)
+def _compose(text: str) -> yaml.Node | None:
+    """The text as a tree of nodes, which know their lines; None for an empty text."""
+    _refuse_tricks(text)
+    tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    if tree is not None:
+        _refuse_repeats(tree)
+    return tree
+
+
+def _constructed(tree: yaml.Node) -> Any:
     return yaml.SafeLoader("").construct_document(tree)
+
+
+def _refuse_tricks(text: str) -> None:
+    """Refuse what a file of settings has no use for: aliases can expand without end, tags can construct
+    what nobody expects, and deep nesting exhausts the stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            _refuse("an alias ('*')", event)
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
+            _refuse("a tag ('!')", event)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            _refuse(f"more than {MAX_DEPTH} levels", event)
 
 
 def _refuse_repeats(node: yaml.Node) -> None:
@@ -93,13 +117,24 @@ def _refuse_repeats(node: yaml.Node) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                _refuse("a key that is not a word", key)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' twice", problem_mark=key.start_mark)
+                _refuse(f"key '{key.value}' twice", key)
             seen.add(key.value)
             _refuse_repeats(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_repeats(item)
+
+
+def _refuse(problem: str, where: Any) -> NoReturn:
+    """Refuse a node or an event, at its line."""
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error) or type(error).__name__
 
 
 def _lay_over(data: dict[str, Any], override: str) -> None:
@@ -115,12 +150,16 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     for name in outer:
         data = data.setdefault(name, {})
         if not isinstance(data, dict):
-            raise BadInput(f"'{name}' in '{override}' has no keys below it", got=shown(data))
+            raise BadInput(f"'{name}' has no keys below it, so '{path}' can't be set", got=shown(data))
     try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        tree = _compose(text)
+        data[last] = None if tree is None else _constructed(tree)
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(
-            f"the value in '{override}' is not YAML", got=shown(text), fix="put it in quotes"
+            f"the value of '{path}' on the command line is not YAML that we take",
+            got=shown(text),
+            allowed=f"plain YAML 1.1 ({_problem(error)})",
+            fix="put it in quotes",
         ) from None
 
 
