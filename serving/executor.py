@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -141,7 +142,7 @@ class Executor:
             self._free_slots -= 1
             started_s = self._clock.monotonic_s()
             running = asyncio.get_running_loop().run_in_executor(self._threads, _run, plan.batch)
-            running.add_done_callback(lambda done, p=plan, s=started_s: self._finish(p, s, done.result()))
+            running.add_done_callback(partial(self._finish, plan, started_s))
 
     def _drop(self, expired: list[Ticket]) -> None:
         for ticket in expired:
@@ -157,7 +158,7 @@ class Executor:
         if expired and self._observer:
             self._observer.dropped(len(expired))
 
-    def _finish(self, plan: Plan, started_s: float, outcomes: Sequence[Outcome]) -> None:
+    def _finish(self, plan: Plan, started_s: float, done: asyncio.Future[list[Outcome]]) -> None:
         self._free_slots += 1
         duration_s = self._clock.monotonic_s() - started_s
         self._admission.ran(plan.rows, duration_s)
@@ -165,7 +166,7 @@ class Executor:
         self._fill_slots()
         if self._observer:
             self._observer.ran(plan.rows, duration_s)
-        for part, outcome in zip(plan.batch, outcomes, strict=True):
+        for part, outcome in zip(plan.batch, done.result(), strict=True):
             self._deliver(part, outcome)
 
     def _deliver(self, part: Part, outcome: Outcome) -> None:

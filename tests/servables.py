@@ -17,7 +17,7 @@ from cluster.registry import Registry, Version
 from cluster.signature import Signature, Tensor
 from cluster.storage import Store
 
-LABELS = tuple("zero one two three four five six seven eight nine".split())
+LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 MLP = Signature(
     task="vector-classification",

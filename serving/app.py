@@ -1,0 +1,237 @@
+"""The Serve applications; `serving.app:build` is the import path that KubeRay names.
+
+The only file, with `serving.run`, that speaks Ray Serve. Facts of Ray 2.60 that it rests on:
+
+- `serve.ingress()` without an argument takes any ASGI callable from `__serve_build_asgi_app__`, called on
+  the replica after its constructor, on the loop that serves requests.
+- An application's route prefix is matched by whole path segments, longest first, by HAProxy and by the
+  ordinary proxy; the path that the application sees is the whole one.
+- `max_ongoing_requests` bounds only what goes Serve's way, and Serve answers what is above it in its own
+  words. It is set out of reach, so that our own queue is what sheds, with a Retry-After it has measured.
+- Behind HAProxy a stopping replica stays reachable for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S,
+  then refuses connections, which HAProxy retries elsewhere, and finishes what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import LoggingConfig
+
+from cluster.config import Frozen
+from cluster.errors import NotFound
+from cluster.registry import Registry, Version
+from cluster.signature import Signature
+from cluster.storage import open_store
+from serving import lane, scaling
+from serving.exposition import Scraper
+from serving.follow import Follower
+from serving.front_app import Forward, FrontApp
+from serving.http import HttpApp, Message, Request, Response
+from serving.layout import app_name
+from serving.metrics import ReplicaMetrics
+from serving.model_app import ModelApp
+from serving.replica import Loaded, Replica
+from serving.service import ServedModel, Service
+
+logger = logging.getLogger("tandem.serving")
+
+DEPLOYMENT = "model"
+_UNBOUNDED_REQUESTS = 100_000
+_LOOK_BACK_S = 5.0
+_UPSCALE_DELAY_S = 2.0
+_DOWNSCALE_DELAY_S = 60.0
+_QUIET = LoggingConfig(enable_access_log=False)
+
+
+class BuildArgs(Frozen):
+    """The `args` of an application. Without `model`: the only model, or the front of several."""
+
+    service: Service
+    model: str | None = None
+
+
+@serve.ingress()
+class ModelServer:
+    """A replica of one model, as Ray Serve runs it."""
+
+    async def __init__(self, service: dict[str, Any], model: str) -> None:  # type: ignore[misc] # Serve awaits it
+        whole = Service.model_validate(service)
+        served = next(entry for entry in whole.models if entry.ref.model == model)
+        store = open_store(whole.store)
+        loop = asyncio.get_running_loop()
+        self._metrics = ReplicaMetrics(model)
+        self._replica = Replica(served, store, self._metrics)
+
+        def failed(version: Version | None, error: Exception) -> None:
+            what = f"version {version.version}" if version else "the registry"
+            logger.error("%s: %s can't be read, the old version serves on: %s", served.model, what, error)
+            loop.call_soon_threadsafe(self._metrics.load_failed)
+
+        def swap(loaded: Loaded) -> None:
+            loop.call_soon_threadsafe(self._replica.swap, loaded)
+
+        self._follower = Follower(
+            Registry(store),
+            served.ref,
+            load=self._replica.load,
+            swap=swap,
+            failed=failed,
+        )
+        self._replica.start(await asyncio.to_thread(self._follower.first))
+        self._metrics.start()
+        self._follower.start(whole.follow_every_s)
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        self._app = _ModelApp(self._replica, self._metrics, self._follower)
+        lane.enter(self._app)
+        return self._app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `serving.scaling.policy` reads."""
+        return {scaling.IN_FLIGHT: float(self._app.in_flight)}
+
+    async def ask(
+        self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str
+    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        """Answer a request that the front passes on."""
+        request = Request(method, path, dict(headers), request_id, _given(body))
+        response = await self._app.respond_to(request)
+        return response.status, response.body, response.headers
+
+
+class _ModelApp(ModelApp):
+    """A model's routes, which take the rest of the replica down with them."""
+
+    def __init__(self, replica: Replica, metrics: ReplicaMetrics, follower: Follower[Loaded]) -> None:
+        super().__init__(replica, metrics, Scraper())
+        self._follower = follower
+
+    async def closed(self) -> None:
+        lane.leave()
+        self._follower.stop()
+        await self._replica.stop()
+        await self._metrics.stop()
+
+
+@serve.ingress()
+class FrontServer:
+    """The front of a service with several models."""
+
+    def __init__(self, service: dict[str, Any]) -> None:
+        self._service = Service.model_validate(service)
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        service = self._service
+        app = FrontApp(
+            {served.ref.model: _forward(service, served) for served in service.models},
+            not_ready=self._not_ready,
+            signatures=self._signatures,
+            scrape=Scraper(),
+            max_body_bytes=max(served.max_body_bytes for served in service.models),
+        )
+        lane.enter(app)
+        return app
+
+    async def _not_ready(self) -> list[str]:
+        applications = (await asyncio.to_thread(serve.status)).applications
+        running = {name for name, status in applications.items() if status.status == "RUNNING"}
+        return [s.ref.model for s in self._service.models if app_name(self._service, s) not in running]
+
+    async def _signatures(self) -> Sequence[tuple[str, Signature]]:
+        return await asyncio.to_thread(_read_signatures, self._service)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application that `args` asks for: `{"service": {...}}`, or with `"model": NAME` one of several.
+
+    Raises:
+        BadInput: the service isn't one, or has no such model.
+    """
+    asked = BuildArgs.model_validate(args)
+    written = asked.service.model_dump(mode="json")
+    if asked.model is None and len(asked.service.models) > 1:
+        front = serve.deployment(FrontServer).options(
+            name="front",
+            max_ongoing_requests=_UNBOUNDED_REQUESTS,
+            graceful_shutdown_timeout_s=asked.service.drain_s,
+            ray_actor_options={"num_cpus": 0},
+            logging_config=_QUIET,
+        )
+        return front.bind(written)
+    served = _served(asked.service, asked.model)
+    deployment = serve.deployment(ModelServer).options(**_options(asked.service, served))
+    return deployment.bind(written, served.ref.model)
+
+
+def _served(service: Service, model: str | None) -> ServedModel:
+    for served in service.models:
+        if model in (None, served.ref.model):
+            return served
+    raise NotFound(
+        f"the service has no model '{model}'", allowed=", ".join(s.ref.model for s in service.models)
+    )
+
+
+def _options(service: Service, served: ServedModel) -> dict[str, Any]:
+    replicas = served.replicas
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "max_ongoing_requests": _UNBOUNDED_REQUESTS,
+        "graceful_shutdown_timeout_s": service.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": 5,
+        "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        "logging_config": _QUIET,
+    }
+    if replicas.min == replicas.max:
+        return options | {"num_replicas": replicas.min}
+    return options | {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=replicas.min,
+            max_replicas=replicas.max,
+            target_ongoing_requests=replicas.target_in_flight,
+            metrics_interval_s=1,
+            look_back_period_s=_LOOK_BACK_S,
+            upscale_delay_s=_UPSCALE_DELAY_S,
+            downscale_delay_s=_DOWNSCALE_DELAY_S,
+            policy=AutoscalingPolicy(policy_function="serving.scaling:policy"),
+        )
+    }
+
+
+def _forward(service: Service, served: ServedModel) -> Forward:
+    handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(service, served))
+
+    async def forward(request: Request, body: bytes) -> Response:
+        headers = list(request.headers.items())
+        answer = await handle.ask.remote(request.method, request.path, headers, body, request.id)
+        return Response(*answer)
+
+    return forward
+
+
+def _given(body: bytes) -> Any:
+    """A `receive` that gives `body`, and after it nothing, for ever."""
+    given = False
+
+    async def receive() -> Message:
+        nonlocal given
+        if given:
+            await asyncio.Event().wait()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _read_signatures(service: Service) -> list[tuple[str, Signature]]:
+    registry = Registry(open_store(service.store))
+    return [
+        (served.ref.model, registry.servable(registry.resolve(served.ref))[1]) for served in service.models
+    ]

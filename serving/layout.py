@@ -1,0 +1,45 @@
+"""Which Serve applications a service becomes: pure, so that a laptop and KubeRay deploy the same ones.
+
+One model: one application at `/`. Several: each model is an application of its own at
+`/v2/models/NAME`, with its own replicas and scaling, and the ingress sends its requests straight there; an
+application at `/` answers for the server as a whole and passes `/v1/models/NAME:predict` on. (An
+application has one route prefix, and HAProxy matches whole path segments, longest first.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from serving.service import ServedModel, Service
+
+IMPORT_PATH = "serving.app:build"
+
+
+class Application(NamedTuple):
+    """One Serve application, in the words of `serveConfigV2`."""
+
+    name: str
+    route_prefix: str
+    args: dict[str, Any]
+    import_path: str = IMPORT_PATH
+
+
+def applications(service: Service) -> list[Application]:
+    """The applications of a service, models first: the front has something to pass on to then."""
+    written = service.model_dump(mode="json")
+    if len(service.models) == 1:
+        return [Application(service.name, "/", {"service": written})]
+    models = [
+        Application(
+            app_name(service, served),
+            f"/v2/models/{served.ref.model}",
+            {"service": written, "model": served.ref.model},
+        )
+        for served in service.models
+    ]
+    return [*models, Application(service.name, "/", {"service": written})]
+
+
+def app_name(service: Service, served: ServedModel) -> str:
+    """The name of the application that runs a model."""
+    return service.name if len(service.models) == 1 else f"{service.name}--{served.ref.model}"

@@ -1,0 +1,172 @@
+"""The routes of one model, as an HTTP application on a replica.
+
+Parsing that is long (images, large bodies) and rendering of large answers go to a thread, so that the
+event loop stays free for others. Says which version answered, in every answer that a model gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+
+from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.errors import NotFound, WrongMethod, shown
+from serving.admission import deadline_s
+from serving.http import HttpApp, Request, Response, WhileConnected
+from serving.metrics import ReplicaMetrics
+from serving.protocol.limits import Limits
+from serving.protocol.metadata import server_metadata
+from serving.protocol.openapi import openapi
+from serving.replica import Loaded, Replica
+
+LONG_BODY_BYTES = 128 * 1024
+_JSON = [(b"content-type", b"application/json")]
+
+Route = Callable[[Request], Awaitable[Response]]
+
+
+class ModelApp(HttpApp):
+    """Answers for one model: Open Inference Protocol v2, `:predict`, and what the server says of itself.
+
+    Args:
+        replica: it runs the model.
+        metrics: told of every answer.
+        scrape: gives the whole service's metrics, as Prometheus reads them.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        metrics: ReplicaMetrics,
+        scrape: Callable[[], Awaitable[bytes]],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(max_body_bytes=replica.served.max_body_bytes, clock=clock)
+        self._replica = replica
+        self._metrics = metrics
+        self._scrape = scrape
+        self._slo_s = replica.served.slo_ms / 1000
+        name = self._name = replica.served.ref.model
+        self._base = f"/v2/models/{name}"
+        self._predict_path = f"/v1/models/{name}:predict"
+        self._routes: dict[str, tuple[str, Route]] = {
+            f"{self._base}/infer": ("POST", self._infer),
+            self._predict_path: ("POST", self._predict),
+            self._base: ("GET", self._metadata),
+            f"{self._base}/ready": ("GET", self._ready),
+            "/v2": ("GET", self._server_metadata),
+            "/v2/health/live": ("GET", self._live),
+            "/v2/health/ready": ("GET", self._ready),
+            "/metrics": ("GET", self._all_metrics),
+            "/openapi.json": ("GET", self._openapi),
+        }
+        self._names = {f"{self._base}/infer": "infer", self._predict_path: "predict"}
+
+    async def respond(self, request: Request) -> Response:
+        found = self._routes.get(request.path) or self._versioned(request.path)
+        if found is None:
+            raise self._no_route(request.path)
+        method, route = found
+        if request.method != method and not (method == "GET" and request.method == "HEAD"):
+            return Response(405, *self._wrong_method(request, method))
+        return await route(request)
+
+    def answered(self, request: Request, status: int, duration_s: float) -> None:
+        self._metrics.answered(self._names.get(request.path, "other"), status, duration_s)
+
+    def _versioned(self, path: str) -> tuple[str, Route] | None:
+        """The route of `…/versions/{v}[/ready|/infer]`, or of the same path with a slash at its end.
+
+        Raises:
+            NotFound: the model is here, but not in that version.
+        """
+        if path.endswith("/"):
+            return self._routes.get(path.rstrip("/"))
+        start = f"{self._base}/versions/"
+        if not path.startswith(start):
+            return None
+        version, slash, rest = path.removeprefix(start).partition("/")
+        found = self._routes.get(f"{self._base}/{rest}" if slash else self._base)
+        if found is not None and version != self._replica.serving.name:
+            raise NotFound(
+                f"version {shown(version)} of model '{self._name}' is not in service",
+                allowed=self._replica.serving.name,
+                fix="leave the version out to get the one in service",
+            )
+        return found
+
+    def _no_route(self, path: str) -> NotFound:
+        if path.startswith(("/v2/models/", "/v1/models/")):
+            return NotFound(
+                "no such model or route",
+                got=shown(path),
+                allowed=f"{self._base}[/versions/N][/ready|/infer], {self._predict_path}",
+                fix=f"the model served here is '{self._name}'",
+            )
+        return NotFound("no such route", got=shown(path), fix="see /openapi.json")
+
+    def _wrong_method(self, request: Request, method: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        error = WrongMethod("not a method of this route", got=shown(request.method), allowed=method)
+        from serving.protocol.failures import render_error
+
+        _, body, headers = render_error(error, request.id)
+        return body, [*headers, (b"allow", method.encode())]
+
+    async def _infer(self, request: Request) -> Response:
+        now_s = self._clock.monotonic_s()
+        body = await self.read_body(request)
+        with self._replica.lease() as loaded:
+            parsed = await self._parse(loaded, loaded.codec.parse_oip, body, request.headers)
+            outputs = await self._run(loaded, request, parsed, now_s)
+            answer, headers = loaded.codec.render_oip(outputs, request=parsed, version=loaded.name)
+            return Response(200, answer, [*headers, (b"x-model-version", loaded.name.encode())])
+
+    async def _predict(self, request: Request) -> Response:
+        now_s = self._clock.monotonic_s()
+        body = await self.read_body(request)
+        content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+        with self._replica.lease() as loaded:
+            parsed = await self._parse(loaded, loaded.codec.parse_predict, body, content_type)
+            outputs = await self._run(loaded, request, parsed, now_s)
+            answer = loaded.codec.render_predict(outputs, version=loaded.name)
+            return Response(200, answer, [*_JSON, (b"x-model-version", loaded.name.encode())])
+
+    async def _parse(self, loaded: Loaded, parse: Callable[..., Any], body: bytes, hints: Any) -> Any:
+        if loaded.codec.decodes_images or len(body) > LONG_BODY_BYTES:
+            return await asyncio.to_thread(parse, body, hints)
+        return parse(body, hints)
+
+    async def _run(self, loaded: Loaded, request: Request, parsed: Any, now_s: float) -> Any:
+        limit_s = deadline_s(now_s, self._slo_s, request.headers.get(b"x-request-timeout-seconds"))
+        with WhileConnected(request):
+            return await self._replica.infer(loaded, parsed, limit_s)
+
+    async def _metadata(self, request: Request) -> Response:
+        loaded = self._replica.serving
+        headers = [*_JSON, (b"x-model-version", loaded.name.encode())]
+        return Response(200, loaded.codec.metadata([loaded.name], loaded.runtime.platform), headers)
+
+    async def _ready(self, request: Request) -> Response:
+        name = self._replica.serving.name
+        return Response(200, b'{"ready":true}', [*_JSON, (b"x-model-version", name.encode())])
+
+    async def _live(self, request: Request) -> Response:
+        return Response(200, b'{"live":true}', _JSON)
+
+    async def _server_metadata(self, request: Request) -> Response:
+        return Response(200, server_metadata(), _JSON)
+
+    async def _openapi(self, request: Request) -> Response:
+        codec = self._replica.serving.codec
+        return Response(200, openapi_json([(self._name, codec.signature)], codec.limits), _JSON)
+
+    async def _all_metrics(self, request: Request) -> Response:
+        return Response(200, await self._scrape(), [(b"content-type", b"text/plain; version=0.0.4")])
+
+
+def openapi_json(models: list[tuple[str, Any]], limits: Limits) -> bytes:
+    """The OpenAPI document of these models, as JSON."""
+    return orjson.dumps(openapi(models, limits))

@@ -1,0 +1,173 @@
+"""A model, loaded and answering: load, verify, warm, run, swap, drain.
+
+A swap loads the new version beside the old one. Each request runs on the version that checked it, so
+one that came before the swap finishes on the old version, and no batch and no answer mixes two; the old
+one is closed when its last request is answered.
+
+Knows neither HTTP nor Ray. Lives on one event loop; only `load` is called from other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.errors import NotReady
+from cluster.registry import Registry, Version
+from cluster.storage import Store
+from serving.executor import Answer, Executor
+from serving.metrics import ReplicaMetrics
+from serving.protocol.codec import Codec
+from serving.protocol.limits import Limits
+from serving.protocol.requests import Arrays, InferRequest
+from serving.runtimes import load_runtime
+from serving.runtimes.base import Runtime
+from serving.service import ServedModel
+
+logger = logging.getLogger("tandem.serving")
+
+_TICK_S = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A version that is ready to run."""
+
+    version: Version
+    codec: Codec
+    runtime: Runtime
+    requests: int = 0
+    """Requests that were checked by it and aren't answered yet."""
+
+    @property
+    def name(self) -> str:
+        """The version as protocols and headers write it."""
+        return str(self.version.version)
+
+
+class Replica:
+    """One replica of one model.
+
+    Args:
+        served: what the service says of the model.
+        store: where the registry and the servables are.
+        metrics: told of batches, swaps and drops.
+    """
+
+    def __init__(
+        self, served: ServedModel, store: Store, metrics: ReplicaMetrics, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self.served = served
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._serving: Loaded | None = None
+        self._executor: Executor | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    @property
+    def serving(self) -> Loaded:
+        """The version that new requests get.
+
+        Raises:
+            NotReady: none is loaded yet.
+        """
+        if self._serving is None:
+            raise NotReady("the model is being loaded", retry_after_s=1, fix="try again")
+        return self._serving
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows in the queue."""
+        return self._executor.waiting_rows if self._executor else 0
+
+    def load(self, version: Version) -> Loaded:
+        """Read, verify and warm a version. Blocks; touches nothing that serves.
+
+        Raises:
+            Damaged, NotFound, StorageError: it can't be served.
+        """
+        manifest, signature = Registry(self._store).servable(version)
+        threads = max(1, int(self.served.replicas.cpus))
+        runtime = load_runtime(self._store, manifest, signature, threads=threads)
+        runtime.warm((1, self.served.max_batch_size))
+        limits = Limits(max_body_bytes=self.served.max_body_bytes, max_rows=self.served.max_queue_rows)
+        return Loaded(version, Codec(signature, version.model, limits), runtime)
+
+    def start(self, loaded: Loaded) -> None:
+        """Begin to serve, on the running event loop."""
+        self._executor = Executor(
+            max_batch_size=self.served.max_batch_size,
+            max_queue_rows=self.served.max_queue_rows,
+            observer=self._metrics,
+            clock=self._clock,
+        )
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self.swap(loaded)
+
+    def swap(self, loaded: Loaded) -> None:
+        """Give new requests this version. Those that are queued or running keep theirs."""
+        before, self._serving = self._serving, loaded
+        self._metrics.swapped(loaded.name)
+        if before is not None:
+            logger.info("%s: version %s follows %s", self.served.model, loaded.name, before.name)
+            self._close_if_idle(before)
+
+    @contextmanager
+    def lease(self) -> Iterator[Loaded]:
+        """The version in service, kept open until the `with` ends: parse, run and render by it.
+
+        Raises:
+            NotReady: none is loaded yet.
+        """
+        loaded = self.serving
+        loaded.requests += 1
+        try:
+            yield loaded
+        finally:
+            loaded.requests -= 1
+            if loaded is not self._serving:
+                self._close_if_idle(loaded)
+
+    async def infer(self, loaded: Loaded, request: InferRequest, deadline_s: float) -> Arrays:
+        """Run a request on the version that checked it, which must be leased.
+
+        Args:
+            deadline_s: on the replica's clock.
+
+        Raises:
+            Overloaded, DeadlineExceeded: it wasn't run.
+            Exception: what the model raised on it.
+        """
+        assert self._executor is not None, "start() comes first"
+        outcome = await self._executor.submit(loaded.runtime, request.inputs, request.rows, deadline_s)
+        if isinstance(outcome, Answer):
+            return outcome.outputs
+        self._metrics.failed(outcome.error)
+        raise outcome.error
+
+    async def stop(self) -> None:
+        """Answer what is accepted, then let go of everything."""
+        if self._executor is not None:
+            await self._executor.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        if self._serving is not None:
+            self._serving.runtime.close()
+            self._serving = None
+
+    def _close_if_idle(self, loaded: Loaded) -> None:
+        if loaded.requests == 0:
+            loaded.runtime.close()
+
+    async def _tick(self) -> None:
+        """Drop the expired while a long batch runs, and keep the gauges fresh."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._executor is not None:
+                self._executor.drop_expired()
+                self._metrics.queue_rows = self._executor.waiting_rows

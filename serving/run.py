@@ -1,0 +1,232 @@
+"""`tandem serve`: a service in the foreground, from the first look at the registry to the last answer.
+
+Order at the start: the registry is read first, so that a name that doesn't exist costs no Ray; the ready
+line is printed once every model has answered over HTTP. Order at the end: applications are deleted, which
+drains their replicas while HAProxy still runs, then Serve goes, then Ray, if it was ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.errors import TandemError, shown
+from cluster.local import LocalRay
+from cluster.registry import Registry
+from cluster.storage import open_store
+from serving.ingress import describe_exposure, free_port, ingress_env
+from serving.layout import applications
+from serving.service import Service
+
+READY_DEADLINE_S = 120.0
+_LOOK_EVERY_S = 0.1
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOPBACK = "127.0.0.1"
+
+
+def run_service(
+    service: Service,
+    *,
+    address: str | None,
+    host: str = LOOPBACK,
+    port: int = 0,
+    haproxy: bool = True,
+    json_output: bool = False,
+    ready_deadline_s: float = READY_DEADLINE_S,
+    clock: Clock = SYSTEM_CLOCK,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        address: a Ray to use, which must have been started with `serving.ingress.ingress_env`; None for one
+            of our own on this machine.
+        port: 0 for a free one.
+        haproxy: HAProxy as the ingress, rather than Serve's own proxy; for a Ray of our own only.
+        json_output: print one line of JSON, rather than words, when ready.
+
+    Returns:
+        The exit code: 0 after a clean drain.
+
+    Raises:
+        NotFound: a model or alias doesn't exist.
+        TandemError: it didn't become ready.
+    """
+    models = check_models(service)
+    stopping = _Stop()
+    with stopping, contextlib.ExitStack() as stack:
+        if address is None:
+            cpus = _cpus_needed(service)
+            env = ingress_env(haproxy=haproxy, loopback=host == LOOPBACK)
+            local = LocalRay.start(num_cpus=cpus, env=env, purpose=f"serve {service.name}")
+            stack.callback(local.stop)
+            os.environ.update(local.env)
+            address = local.address
+            if exposed := describe_exposure(host, env):
+                print(f"listens beyond this machine: {exposed}", file=sys.stderr)  # noqa: T201
+        port = port or free_port()
+        url = f"http://{_reachable(host)}:{port}"
+        stack.enter_context(_serving(service, address, host, port))
+        stopping.listen()  # again: connecting to Ray puts a handler of its own on SIGTERM, which aborts
+        if not _await_ready(service, url, stopping, clock.monotonic_s() + ready_deadline_s, clock):
+            return 0
+        _announce(url, models, json_output)
+        stopping.wait()
+    return 0
+
+
+def check_models(service: Service) -> list[dict[str, Any]]:
+    """What the service's aliases point at now: model, alias and version of each.
+
+    Raises:
+        NotFound: one doesn't exist.
+    """
+    registry = Registry(open_store(service.store))
+    found = [(served.ref, registry.resolve(served.ref)) for served in service.models]
+    return [{"model": ref.model, "alias": ref.alias, "version": v.version} for ref, v in found]
+
+
+class _Stop:
+    """Set by the first SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._before = [signal.getsignal(number) for number in _STOP_SIGNALS]
+        self.listen()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in zip(_STOP_SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals, whoever has them now."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: self._asked.set())
+
+    @property
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self._asked.is_set()
+
+    def wait(self) -> None:
+        """Until one comes. In short waits, so that the handler gets to run."""
+        while not self._asked.wait(0.2):
+            pass
+
+
+@contextlib.contextmanager
+def _serving(service: Service, address: str, host: str, port: int) -> Iterator[None]:
+    """The service's applications, deployed and, at the end, drained."""
+    import ray
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from serving.app import build
+
+    ray.init(address, namespace="serve", log_to_driver=False, configure_logging=False)
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=host, port=port),
+            proxy_location="EveryNode",
+            logging_config=LoggingConfig(enable_access_log=False),
+        )
+        wanted = applications(service)
+        targets = [serve.RunTarget(build(a.args), name=a.name, route_prefix=a.route_prefix) for a in wanted]
+        serve.run_many(targets, wait_for_applications_running=False)
+        try:
+            yield
+        finally:
+            _drain([application.name for application in wanted])
+    finally:
+        ray.shutdown()
+
+
+def _drain(names: Sequence[str]) -> None:
+    from ray import serve
+
+    # The front first: what it passes on still finds its models.
+    for name in reversed(names):
+        with contextlib.suppress(Exception):
+            serve.delete(name)
+    serve.shutdown()
+
+
+def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float, clock: Clock) -> bool:
+    """Wait until every model answers over HTTP; False where we are asked to stop before that.
+
+    Raises:
+        TandemError: a deployment failed, or the deadline passed.
+    """
+    waiting = [f"{url}/v2/health/ready"]
+    waiting += [f"{url}/v2/models/{s.ref.model}/ready" for s in service.models if s.replicas.min > 0]
+    while True:
+        waiting = [one for one in waiting if not _answers(one)]
+        if not waiting:
+            return True
+        if stopping.asked:
+            return False
+        _raise_if_failed()
+        if clock.monotonic_s() > deadline_s:
+            raise TandemError(
+                "the service did not become ready in time",
+                got=f"no answer from {', '.join(waiting)}",
+                allowed="an answer from each of its models",
+                fix="see whether the cluster has the CPUs and GPUs that the replicas ask for",
+            )
+        clock.sleep(_LOOK_EVERY_S)
+
+
+def _raise_if_failed() -> None:
+    from ray import serve
+
+    for name, status in serve.status().applications.items():
+        if status.status == "DEPLOY_FAILED":
+            reasons = [d.message for d in status.deployments.values() if d.message] or [status.message]
+            raise TandemError(
+                f"application '{name}' can't be deployed",
+                got=shown(reasons[0].strip().splitlines()[-1]),
+                fix="look at the model: tandem models show NAME",
+            )
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _announce(url: str, models: list[dict[str, Any]], json_output: bool) -> None:
+    if json_output:
+        line = json.dumps({"url": url, "pid": os.getpid(), "models": models})
+    else:
+        names = ", ".join(f"{m['model']}@{m['alias']} (version {m['version']})" for m in models)
+        line = f"{names} at {url}; stop with Ctrl-C"
+    print(line, flush=True)  # noqa: T201 - the command's output
+
+
+def _cpus_needed(service: Service) -> int:
+    """CPUs that a Ray of our own offers: this machine's, and enough for one replica of each model."""
+    least = sum(max(s.replicas.min, 1) * s.replicas.cpus for s in service.models)
+    return max(os.cpu_count() or 1, int(least + 0.999))
+
+
+def _reachable(host: str) -> str:
+    return LOOPBACK if host in ("0.0.0.0", "::", "") else host
