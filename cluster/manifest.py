@@ -49,6 +49,21 @@ class Manifest(Frozen):
     nonce: str
     files: dict[str, FileEntry]
     meta: dict[str, Any] = {}
+    digest: str = ""
+    """SHA-256 of all of the above, so that a changed bit in the manifest itself is seen too."""
+
+    def sealed(self) -> Manifest:
+        """This with its digest, as it comes back from JSON."""
+        plain = Manifest.model_validate_json(self.model_dump_json())
+        return plain.model_copy(update={"digest": plain._digest()})
+
+    @property
+    def whole(self) -> bool:
+        """Whether the digest is that of the rest."""
+        return self.digest == self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
 
 
 class Artifacts:
@@ -100,6 +115,7 @@ class Artifacts:
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             entries = dict(zip(files, pool.map(upload, files), strict=True))
         manifest = Manifest(kind=self._kind, number=number, nonce=nonce, files=entries, meta=dict(meta))
+        manifest = manifest.sealed()
         if not self._log.try_append(number, manifest.model_dump_json(indent=1).encode()):
             raise Conflict(
                 f"another writer committed {self._kind} {number} of '{self._prefix}' first",
@@ -113,16 +129,26 @@ class Artifacts:
 
         Raises:
             NotFound: there is none.
-            Damaged: it can't be understood.
+            Damaged: it isn't what was written.
         """
+        data = self._log.read(number)
         try:
-            return Manifest.model_validate_json(self._log.read(number))
+            manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
-            raise Damaged(
-                f"the manifest of {self._kind} {number} of '{self._prefix}' can't be understood",
-                got=shown(str(error.errors()[0]["msg"])),
-                fix="it was changed after it was written; an older one is used where there is one",
-            ) from None
+            raise self._damaged(number, str(error.errors()[0]["msg"])) from None
+        if not manifest.whole:
+            raise self._damaged(number, "its digest is not that of its contents")
+        if (manifest.kind, manifest.number) != (self._kind, number):
+            raise self._damaged(number, f"it is {manifest.kind} {manifest.number}")
+        return manifest
+
+    def _damaged(self, number: int, got: str) -> Damaged:
+        return Damaged(
+            f"the manifest of {self._kind} {number} of '{self._prefix}' is not what was written",
+            got=shown(got),
+            allowed="the manifest as it was committed",
+            fix="restore it; an older one is used where there is one",
+        )
 
     def newest(
         self, load: Callable[[Manifest], T], on_damage: Callable[[int, Exception], None], head: int = 0

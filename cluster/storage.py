@@ -163,7 +163,7 @@ class Store:
                 raise self._translated("deleting", key, error) from None
 
     def _translated(self, doing: str, key: str, error: Exception) -> Exception:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and doing == "reading":
             return NotFound("no such object", got=shown(key), allowed=f"a key in {self.uri}")
         # The first line says it; what follows is the client's debug dump.
         said = str(error).split("\n", 1)[0]
@@ -199,10 +199,11 @@ def _ahead(fetch: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[byt
 def open_store(uri: str, deadlines: Deadlines = DEADLINES) -> Store:
     """The store at `uri`: `file://`, `s3://` (with `?endpoint=`), `gs://`, `az://`, or a path.
 
-    A directory is created when first written to. Nothing is contacted here.
+    A directory is made where there is none. No server is contacted here.
 
     Raises:
         BadInput: the URI can't be used.
+        StorageError: the directory can't be made.
     """
     where = Location.parse(uri)
     return Store(_backend(where, deadlines), where.uri, deadlines)
@@ -215,7 +216,15 @@ def memory_store() -> Store:
 
 def _backend(where: Location, deadlines: Deadlines) -> ObjectStore:
     if where.scheme == "file":
-        return LocalStore("/" + where.prefix, mkdir=True, automatic_cleanup=False)
+        try:
+            return LocalStore("/" + where.prefix, mkdir=True, automatic_cleanup=False)
+        except (BaseError, OSError) as error:
+            raise StorageError(
+                f"the folder /{where.prefix} can't be used",
+                got=shown(str(error).split("\n", 1)[0]),
+                allowed="a folder that this user may write to, or make",
+                fix="correct the path, or its rights",
+            ) from None
     retry: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=deadlines.retry_s)}
     client: Any = {
         "timeout": timedelta(seconds=deadlines.request_s),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import output
-from cluster.commands.options import DEFAULT_STORE, JsonOption, StoreOption
+from cluster.commands.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
 
 if TYPE_CHECKING:
     from cluster.registry import Entry, Registry
@@ -88,9 +88,8 @@ def rollback(
 
 def _registry(store: str) -> Registry:
     from cluster.registry import Registry
-    from cluster.storage import open_store
 
-    return Registry(open_store(store))
+    return Registry(existing_store(store))
 
 
 def _aliases(entry: Entry) -> dict[str, int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cluster.storage import Store
 
 DEFAULT_STORE = "tandem-store"
 
@@ -28,3 +31,23 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over the file's: workers.max=4"),
 ]
+
+
+def existing_store(uri: str) -> Store:
+    """The store at `uri`, for commands that only look: a folder that isn't there isn't made.
+
+    Raises:
+        NotFound: there is no such folder.
+    """
+    from cluster.errors import NotFound, shown
+    from cluster.storage import Location, open_store
+
+    where = Location.parse(uri)
+    if where.scheme == "file" and not Path("/" + where.prefix).is_dir():
+        raise NotFound(
+            "there is no store",
+            got=shown(uri),
+            allowed="a folder that a recipe's 'store' names, s3://…, gs://…, az://…",
+            fix="say where it is: --store URI, or TANDEM_STORE in the environment",
+        )
+    return open_store(uri)

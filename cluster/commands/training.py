@@ -18,6 +18,7 @@ from cluster.commands.options import (
     RunOption,
     StoreOption,
     YamlArgument,
+    existing_store,
 )
 
 if TYPE_CHECKING:
@@ -104,10 +105,9 @@ def runs(context: typer.Context, store: StoreOption = DEFAULT_STORE, json_output
     if context.invoked_subcommand is not None:
         return
     from cluster.runs import Run, run_names
-    from cluster.storage import open_store
 
-    opened = open_store(store)
-    found = [_summary(Run(opened, name)) for name in run_names(opened)]
+    opened = existing_store(store)
+    found = [summary for name in run_names(opened) if (summary := _summary(Run(opened, name)))]
     if json_output:
         for summary in found:
             output.emit(summary)
@@ -125,10 +125,10 @@ def runs(context: typer.Context, store: StoreOption = DEFAULT_STORE, json_output
 def show_run(name: str, store: StoreOption = DEFAULT_STORE, json_output: JsonOption = False) -> None:
     """Show one run: what was asked for and how it went."""
     from cluster.runs import Run
-    from cluster.storage import open_store
 
-    run = Run(open_store(store), name)
-    record, summary = run.record(), _summary(run)
+    run = Run(existing_store(store), name)
+    record = run.record()
+    summary = _summary(run) or {}
     if json_output:
         output.emit({**summary, "created_at": record.created_at, "recipe": record.recipe})
         return
@@ -151,9 +151,8 @@ def logs(
     """Show what happened in a run."""
     from cluster.events import read_events
     from cluster.runs import Run
-    from cluster.storage import open_store
 
-    opened = open_store(store)
+    opened = existing_store(store)
     watched = Run(opened, run)
     watched.record()
     seen: set[str] = set()
@@ -183,8 +182,17 @@ def _facts(result: RunResult) -> dict[str, object]:
     }
 
 
-def _summary(run: Run) -> dict[str, Any]:
-    """One run, for the table and for JSON. A run that died and one that goes on look the same from here."""
+def _summary(run: Run) -> dict[str, Any] | None:
+    """One run, for the table and for JSON; None for a folder that no run has claimed.
+
+    A run that died and one that goes on look the same from here.
+    """
+    from cluster.errors import NotFound
+
+    try:
+        record = run.record()
+    except NotFound:
+        return None
     result = run.result()
     if result is None:
         state, step = "not finished", _last_step(run)
@@ -192,7 +200,7 @@ def _summary(run: Run) -> dict[str, Any]:
         state, step = "committed" if result.gate == "passed" else "gate refused", result.steps
     return {
         "run": run.name,
-        "model": result.model if result else run.record().model,
+        "model": record.model,
         "state": state,
         "step": step,
         "version": result.version if result else None,
