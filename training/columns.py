@@ -33,6 +33,8 @@ from training.task import TARGET, Arrays
 
 RowIds = NDArray[np.int64]
 _IMAGES_PER_JOB = 32
+_SMALL_IMAGE_BYTES = 8 * 1024
+"""Below this mean size of file, threads lose more by handing the interpreter around than they gain."""
 
 
 def input_arrays(
@@ -245,6 +247,7 @@ def _images(
                 ) from None
 
     starts = range(0, len(files), _IMAGES_PER_JOB)
-    for _ in pool.map(decode_from, starts) if pool else map(decode_from, starts):
+    threaded = pool is not None and column.nbytes >= _SMALL_IMAGE_BYTES * len(files)
+    for _ in pool.map(decode_from, starts) if pool and threaded else map(decode_from, starts):
         pass
     return pixels

@@ -126,7 +126,11 @@ class Task(ABC):
         return {}
 
     def augment(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
-        """Change training inputs at random. Called in the loader's threads; the default does nothing."""
+        """Change training inputs at random. The default does nothing.
+
+        Called in the loader's threads with one row at a time (axis 0 has length 1, no target), and a
+        generator of that row's own, so that the outcome doesn't depend on batches or workers.
+        """
         return arrays
 
     def example_inputs(self, rows: int, rng: np.random.Generator) -> Arrays:

@@ -99,7 +99,8 @@ def test_a_missing_column_lists_those_there_are() -> None:
 @pytest.mark.parametrize("threads", [0, 3])
 def test_images_are_what_the_one_decoder_gives(threads: int) -> None:
     rng = np.random.default_rng(0)
-    files = [png(rng.integers(0, 255, (6, 5), dtype=np.uint8)) for _ in range(70)]
+    # Noise of this size makes files above the size from which threads are used.
+    files = [png(rng.integers(0, 255, (100, 90), dtype=np.uint8)) for _ in range(70)]
     encoding = ImageEncoding(height=6, width=5, channels=1)
     tensor = Tensor(name="image", dtype="UINT8", shape=(-1, 6, 5, 1), encoding=encoding)
     table = pa.table({"image": pa.array(files, pa.large_binary())})
