@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.signature import Signature
 from serving.protocol import schemas
+from serving.protocol.examples import infer_example, predict_example
 from serving.protocol.limits import Limits
 from serving.protocol.schemas import Schema
 
@@ -37,7 +38,7 @@ def openapi(models: Sequence[tuple[str, Signature]], limits: Limits | None = Non
     paths: dict[str, Any] = _server_paths()
     component_schemas = dict(_SHARED_SCHEMAS)
     for name, signature in models:
-        paths |= _model_paths(name, has_image=any(tensor.encoding for tensor in signature.inputs))
+        paths |= _model_paths(name, signature)
         component_schemas |= {
             f"{name}.InferRequest": schemas.infer_request(signature, limits or Limits()),
             f"{name}.InferResponse": schemas.infer_response(signature),
@@ -69,7 +70,7 @@ def _server_paths() -> dict[str, Any]:
     }
 
 
-def _model_paths(name: str, *, has_image: bool) -> dict[str, Any]:
+def _model_paths(name: str, signature: Signature) -> dict[str, Any]:
     version_parameter = {
         "name": "version",
         "in": "path",
@@ -82,33 +83,36 @@ def _model_paths(name: str, *, has_image: bool) -> dict[str, Any]:
         routes = {
             base: _get(f"{tag}.metadata", f"Inputs, outputs and versions of {name}", "ModelMetadata"),
             f"{base}/ready": _get(f"{tag}.ready", f"Whether {name} can answer"),
-            f"{base}/infer": {"post": _infer_operation(name, f"{tag}.infer")},
+            f"{base}/infer": {"post": _infer_operation(name, signature, f"{tag}.infer")},
         }
         for route in routes.values():
             if part:
                 route["parameters"] = [version_parameter]
         paths |= routes
-    paths[f"/v1/models/{name}:predict"] = {"post": _predict_operation(name, has_image)}
+    paths[f"/v1/models/{name}:predict"] = {"post": _predict_operation(name, signature)}
     return paths
 
 
-def _infer_operation(name: str, operation_id: str) -> dict[str, Any]:
+def _infer_operation(name: str, signature: Signature, operation_id: str) -> dict[str, Any]:
     told = "JSON, then the bytes of the binary tensors; Inference-Header-Content-Length bytes are JSON"
     binary = {"schema": {"description": told, "contentMediaType": "application/octet-stream"}}
+    request = _ref(f"{name}.InferRequest") | _example(infer_example(signature))
     response = {"application/json": _ref(f"{name}.InferResponse"), "application/octet-stream": binary}
     return {
         "operationId": operation_id,
         "summary": f"Run {name}: Open Inference Protocol v2",
         "requestBody": {
             "required": True,
-            "content": {"application/json": _ref(f"{name}.InferRequest"), "application/octet-stream": binary},
+            "content": {"application/json": request, "application/octet-stream": binary},
         },
         "responses": {"200": _answer(response), **_errors(_RUN_STATUSES)},
     }
 
 
-def _predict_operation(name: str, has_image: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": _ref(f"{name}.PredictRequest")}
+def _predict_operation(name: str, signature: Signature) -> dict[str, Any]:
+    has_image = any(tensor.encoding for tensor in signature.inputs)
+    request = _ref(f"{name}.PredictRequest") | _example(predict_example(signature))
+    content: dict[str, Any] = {"application/json": request}
     if has_image:
         content |= {"image/png": {}, "image/jpeg": {}}
     return {
@@ -159,6 +163,10 @@ def _errors(statuses: Sequence[int]) -> dict[str, Any]:
 
 def _ref(schema: str) -> dict[str, Any]:
     return {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+
+
+def _example(value: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if value is None else {"example": value}
 
 
 _TENSOR: Schema = {

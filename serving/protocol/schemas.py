@@ -42,40 +42,35 @@ def element(dtype: DataType, *, nullable: bool = False) -> Schema:
     return {**schema, "type": [schema["type"], "null"]} if nullable else schema
 
 
-def row_value(tensor: Tensor) -> Schema:
-    """One row's value of an input, as predict takes it."""
+def row_values(tensor: Tensor) -> list[Schema]:
+    """The forms that one row's value of an input may have in predict; one request keeps to one form."""
     image = tensor.encoding
     if image is None:
         row_shape = () if tensor.shape[1:] == (1,) else tensor.shape[1:]
-        return _nested(element(tensor.dtype, nullable=tensor.nullable), row_shape)
+        return [_nested(element(tensor.dtype, nullable=tensor.nullable), row_shape)]
     base64: Schema = {
         "type": "string",
         "contentEncoding": "base64",
         "contentMediaType": "image/png",
         "description": "a PNG or JPEG file",
     }
-    forms: list[Schema] = [
-        {"type": "object", "properties": {"b64": base64}, "required": ["b64"], "additionalProperties": False},
-        base64,
-    ]
+    forms: list[Schema] = [_closed({"b64": base64}), base64]
     if math.prod(tensor.shape[1:]) <= _MAX_SPELLED_ELEMENTS:
         forms.append(_nested(element("UINT8"), tensor.shape[1:]))
         if image.channels == 1:
             forms.append(_nested(element("UINT8"), tensor.shape[1:3]))
-    return {"anyOf": forms}
+    return forms
 
 
 def predict_request(signature: Signature, limits: Limits) -> Schema:
     """The body of `POST /v1/models/{name}:predict`."""
-    named: Schema = {
-        "type": "object",
-        "properties": {tensor.name: row_value(tensor) for tensor in signature.inputs},
-        "required": [tensor.name for tensor in signature.inputs if not tensor.nullable],
-        "additionalProperties": False,
-    }
-    single = len(signature.inputs) == 1
-    instance = {"anyOf": [named, row_value(signature.inputs[0])]} if single else named
-    instances = {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "items": instance}
+    named = _closed(
+        {tensor.name: {"anyOf": row_values(tensor)} for tensor in signature.inputs},
+        optional=tuple(tensor.name for tensor in signature.inputs if tensor.nullable),
+    )
+    bare = row_values(signature.inputs[0]) if len(signature.inputs) == 1 else []
+    forms: list[Schema] = [{"items": form} for form in (named, *bare)]
+    instances = {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "anyOf": forms}
     return _closed({"instances": instances})
 
 
@@ -94,7 +89,7 @@ def predict_response(signature: Signature) -> Schema:
 def infer_request(signature: Signature, limits: Limits) -> Schema:
     """The JSON body of the Open Inference Protocol's infer request."""
     count = len(signature.inputs)
-    forms = [_infer_input(TensorReader(tensor, limits)) for tensor in signature.inputs]
+    forms = [_infer_input(TensorReader(tensor, limits), limits) for tensor in signature.inputs]
     outputs = {
         "type": "array",
         "items": _closed(
@@ -136,7 +131,7 @@ def infer_response(signature: Signature) -> Schema:
     )
 
 
-def _infer_input(reader: TensorReader) -> Schema:
+def _infer_input(reader: TensorReader, limits: Limits) -> Schema:
     datatypes = [datatype for datatype in reader.takes if datatype != "FP16"]
     shapes = {shape for datatype in datatypes for shape in reader.declared_shapes(datatype)}
     is_flat_scalar = reader.is_column and reader.tensor.encoding is None
@@ -145,7 +140,7 @@ def _infer_input(reader: TensorReader) -> Schema:
     return _closed(
         {
             "name": {"const": reader.name},
-            "shape": {"anyOf": [_shape(shape) for shape in sorted(shapes)]},
+            "shape": {"anyOf": [_shape(shape, limits) for shape in sorted(shapes)]},
             "datatype": {"enum": datatypes},
             "parameters": PARAMETERS,
             "data": {"type": "array", "minItems": 1, "items": items},
@@ -154,8 +149,10 @@ def _infer_input(reader: TensorReader) -> Schema:
     )
 
 
-def _shape(shape: tuple[int, ...]) -> Schema:
-    sizes = [{"type": "integer", "minimum": 1} if size == -1 else {"const": size} for size in shape]
+def _shape(shape: tuple[int, ...], limits: Limits) -> Schema:
+    rows = {"type": "integer", "minimum": 1, "maximum": limits.max_rows}
+    other = {**rows, "maximum": limits.max_tensor_elements}
+    sizes = [rows, *(other if size == -1 else {"const": size} for size in shape[1:])]
     return {"type": "array", "prefixItems": sizes, "items": False, "minItems": len(shape)}
 
 

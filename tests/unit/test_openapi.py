@@ -154,3 +154,31 @@ def test_the_infer_schema_says_what_the_codec_does() -> None:
     assert Codec(table(), "m").parse_oip(orjson.dumps(good), {}).rows == 2
     assert not validator.is_valid({**good, "inputs": good["inputs"][1:]})
     assert not validator.is_valid({**good, "more": 1})
+
+
+@pytest.mark.parametrize(("name", "signature"), MODELS)
+def test_the_examples_are_good_requests(name: str, signature: Signature) -> None:
+    codec, paths = Codec(signature, name, LIMITS), document()["paths"]
+    for path, schema, parse in (
+        (
+            f"/v1/models/{name}:predict",
+            schemas.predict_request(signature, LIMITS),
+            lambda body: codec.parse_predict(body, "application/json"),
+        ),
+        (
+            f"/v2/models/{name}/infer",
+            schemas.infer_request(signature, LIMITS),
+            lambda body: codec.parse_oip(body, {}),
+        ),
+    ):
+        example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert [error.message for error in Draft202012Validator(schema).iter_errors(example)] == []
+        assert parse(orjson.dumps(example)).rows == 1
+
+
+def test_a_model_with_large_inputs_has_no_example() -> None:
+    paths = openapi([("large", single(row_shape=(2000,)))])["paths"]
+    assert (
+        "example"
+        not in paths["/v1/models/large:predict"]["post"]["requestBody"]["content"]["application/json"]
+    )
