@@ -78,10 +78,10 @@ def worker_template(owner: Owner, settings: ClusterSettings, group: Group) -> Ma
         container["lifecycle"] = {"preStop": {"sleep": {"seconds": drain_s}}}
     spec = _pod_spec(owner, settings, container, memory_gib, grace_s=drain_s + _GRACE_S)
     if group.gpus:
-        spec["tolerations"] = spec.get("tolerations", []) + _tolerations(settings.gpu.tolerations)
+        spec["tolerations"] = spec.get("tolerations", []) + _tolerations(settings.gpu.tolerated)
         if settings.gpu.product:
             spec["nodeSelector"] = spec.get("nodeSelector", {}) | {
-                "nvidia.com/gpu.product": settings.gpu.product
+                f"{settings.gpu.resource}.product": settings.gpu.product
             }
     if owner.serves:
         spec["topologySpreadConstraints"] = [_spread(owner)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import Frozen
 
@@ -66,12 +66,20 @@ class Redis(Frozen):
 
 
 class Toleration(Frozen):
-    """A taint that pods put up with."""
+    """A taint that pods put up with; without a key, any."""
 
     key: str | None = None
     operator: Literal["Exists", "Equal"] = "Exists"
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Toleration:
+        if self.operator == "Equal" and (self.key is None or self.value is None):
+            raise ValueError("a key and a value with operator Equal")
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError("no value with operator Exists: say operator: Equal")
+        return self
 
 
 class Gpu(Frozen):
@@ -80,8 +88,15 @@ class Gpu(Frozen):
     resource: str = Field("nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[a-z0-9.-]*gpu$")
     """The operator counts as GPUs what ends in `gpu`."""
     product: str | None = Field(None, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
-    """The value of the node label `nvidia.com/gpu.product`, such as NVIDIA-H100-80GB-HBM3."""
-    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+    """The value of the node label `RESOURCE.product`, such as NVIDIA-H100-80GB-HBM3."""
+    tolerations: tuple[Toleration, ...] | None = None
+    """None tolerates the taint that is usual on GPU nodes, named as the resource."""
+
+    @property
+    def tolerated(self) -> tuple[Toleration, ...]:
+        """What pods with GPUs put up with."""
+        usual = (Toleration(key=self.resource, effect="NoSchedule"),)
+        return usual if self.tolerations is None else self.tolerations
 
 
 class Head(Frozen):
@@ -104,7 +119,7 @@ class Job(Frozen):
 
     retries: int = Field(3, ge=0, le=100)
     """New clusters after the first; each resumes from the newest checkpoint in the store."""
-    keep_finished_s: int = Field(3600, ge=0)
+    keep_finished_s: int = Field(3600, ge=0, lt=2**31)
     """How long the record of a finished job stays; its cluster is gone by then."""
     deadline_s: int | None = Field(None, ge=1, lt=2**31)
     """Over all attempts; None means no end."""
