@@ -40,7 +40,9 @@ def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS
             )
         grey_16 = image.mode.startswith("I")
         plain = image.point(lambda v: v / 256).convert("L") if grey_16 else image
-        plain = plain.convert("L" if encoding.channels == 1 else "RGB")
+        mode = "L" if encoding.channels == 1 else "RGB"
+        if plain.mode != mode:  # a conversion to the same mode would copy
+            plain = plain.convert(mode)
         if plain.size != (encoding.width, encoding.height):
             plain = plain.resize((encoding.width, encoding.height), Image.Resampling.BILINEAR)
         pixels = np.asarray(plain, dtype=np.uint8)
