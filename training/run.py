@@ -5,7 +5,11 @@ Everything a user can get wrong is refused before a Ray starts or a file is writ
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from importlib.metadata import version as release_of
+from pathlib import Path
+from typing import Any
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.connection import connect
@@ -45,7 +49,7 @@ def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYS
         show(Progress("finished", note=f"run '{run_name}' has ended before; this is what it gave"))
         return done
     show(Progress("starting workers"))
-    with connect(address, needs_cpus=_cpus_needed(recipe)):
+    with connect(address, needs_cpus=_cpus_needed(recipe), runtime_env=_runtime_env(recipe.task)):
         from training.trainer import finish, fit  # starts Ray's own imports
 
         outcome = fit(recipe, run_name, facts, show)
@@ -108,3 +112,19 @@ def _check_unchanged(record: RunRecord, recipe: Recipe, dataset: Dataset) -> Non
 def _cpus_needed(recipe: Recipe) -> int:
     """Logical CPUs a local Ray must have for the smallest number of workers to be placed."""
     return max(1, round(recipe.workers.min * recipe.workers.cpus))
+
+
+def _runtime_env(task: str) -> dict[str, Any]:
+    """What lets workers on this machine import a task that lies beside the recipe, not installed.
+
+    On other machines the folder doesn't exist, which does no harm: there the package must be
+    installed, or sent along by `tandem submit --package`.
+    """
+    module, colon, _ = task.partition(":")
+    spec = importlib.util.find_spec(module.partition(".")[0]) if colon else None
+    places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
+    if not places or places[0] is None:
+        return {}
+    folder = str(Path(places[0]).parent)
+    before = os.environ.get("PYTHONPATH")
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join([folder, before] if before else [folder])}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -66,6 +66,21 @@ def from_images(
     from training.importing import import_images
 
     _print(import_images(folder, destination, eval_fraction=eval_fraction, seed=seed), json_output)
+
+
+@data_app.command()
+def sample(
+    name: Annotated[Literal["digits", "breast-cancer"], typer.Argument(help="digits or breast-cancer")],
+    destination: DestinationArgument,
+    json_output: JsonOption = False,
+) -> None:
+    """Write a small real dataset that comes with scikit-learn: images, or a table."""
+    from training.samples import write_breast_cancer, write_digits
+
+    write = {"digits": write_digits, "breast-cancer": write_breast_cancer}[name]
+    train, evaluation = write(destination)
+    facts = {"train": train, "eval": evaluation}
+    output.emit(facts) if json_output else output.show_facts(facts)
 
 
 def _print(report: ImportReport, json_output: bool) -> None:

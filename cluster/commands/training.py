@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,7 @@ def train(
     from training.recipe import Recipe
     from training.run import train as train_recipe
 
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a task that lies beside the recipe
     wanted = load_yaml(Recipe, recipe, _with_run(overrides, run))
     with display() as show:
         result = train_recipe(wanted, address=address, show=show)
