@@ -122,9 +122,9 @@ def _runtime_env(task: str) -> dict[str, Any]:
     """
     module, colon, _ = task.partition(":")
     spec = importlib.util.find_spec(module.partition(".")[0]) if colon else None
-    places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
-    if not places or places[0] is None:
+    place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
+    if place is None:
         return {}
-    folder = str(Path(places[0]).parent)
+    folder = str(Path(place).parent)
     before = os.environ.get("PYTHONPATH")
     return {"env_vars": {"PYTHONPATH": os.pathsep.join([folder, before] if before else [folder])}}
