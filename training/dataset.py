@@ -102,6 +102,20 @@ class Dataset:
             )
         return dataset
 
+    def check_unchanged(self, fingerprint: str) -> None:
+        """Refuse to go on if this isn't the dataset that had `fingerprint`.
+
+        Raises:
+            BadInput: the files were changed.
+        """
+        if fingerprint != self.fingerprint:
+            raise BadInput(
+                f"the data in {self.uri} changed since the run was started",
+                got=f"fingerprint {self.fingerprint[:16]}…",
+                allowed=f"fingerprint {fingerprint[:16]}…",
+                fix="restore the files, or start a new run on the new data",
+            )
+
     def read_group(self, index: int, columns: list[str]) -> pa.Table:
         """The whole of `row_groups[index]`: a table of `columns`, in that order.
 

@@ -33,7 +33,6 @@ from training.dataset import Dataset
 from training.facts import DatasetFacts
 from training.loader import Loader
 from training.loop import StepReport, TrainState, new_state, train_steps
-from training.plan import Plan
 from training.progress import Progress
 from training.recipe import Recipe
 from training.tasks import build_task
@@ -71,8 +70,9 @@ def run_worker(
 
     run = Run(open_store(recipe.store), run_name)
     dataset = Dataset.open(recipe.data.train)
+    dataset.check_unchanged(facts.fingerprint)
     task = build_task(recipe.task, facts, recipe.options)
-    plan = Plan(optimization.seed, facts.fingerprint, tuple(g.rows for g in dataset.row_groups))
+    plan = dataset.plan(optimization.seed)
     total_steps = optimization.epochs * plan.steps_per_epoch(optimization.global_batch_size)
     state = new_state(task, optimization, device)
 

@@ -87,6 +87,9 @@ def test_the_fingerprint_is_of_names_and_contents(numbered: Dataset, tmp_path: P
     assert opened() == before
     (tmp_path / "b/c.parquet").rename(tmp_path / "b/b.parquet")
     assert opened() != before
+    numbered.check_unchanged(before)
+    with pytest.raises(BadInput, match="changed since"):
+        Dataset.open(str(tmp_path)).check_unchanged(before)
 
 
 def test_the_plan_covers_the_dataset(numbered: Dataset) -> None:
