@@ -9,7 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
@@ -46,22 +47,33 @@ app.command()(machine.version)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. `argv` is without the program's name."""
-    if threading.current_thread() is threading.main_thread():
-        # As an exception, so that what a command has started is cleaned up on the way out.
-        signal.signal(signal.SIGTERM, _terminated)
-    try:
-        app(args=None if argv is None else list(argv), prog_name="tandem")
-    except SystemExit as ending:
-        return ending.code if isinstance(ending.code, int) else int(bool(ending.code))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except TandemError as error:
-        output.show_error(error)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the process's edge: nothing above would say it better
-        output.show_bug(error)
-        return 1
+    with _ending_as_an_exception():
+        try:
+            app(args=None if argv is None else list(argv), prog_name="tandem")
+        except SystemExit as ending:
+            return ending.code if isinstance(ending.code, int) else int(bool(ending.code))
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except TandemError as error:
+            output.show_error(error)
+            return error.exit_code
+        except Exception as error:  # noqa: BLE001 - the process's edge: nothing above would say it better
+            output.show_bug(error)
+            return 1
     return 0
+
+
+@contextmanager
+def _ending_as_an_exception() -> Iterator[None]:
+    """SIGTERM raises, so that what a command has started is cleaned up on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:

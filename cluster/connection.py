@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BadInput, TandemError, shown
-from cluster.local import LocalRay, find
+from cluster.local import LOOPBACK_ONLY, NO_CLUSTERS, LocalRay, find
 
 NAMESPACE = "tandem"
 ANSWER_DEADLINE_S = 10.0
-
-_NO_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class Unreachable(TandemError):
@@ -148,7 +147,23 @@ def _introduced(address: str, local: LocalRay | None, deadline_s: float) -> dict
         )
     if local is not None:
         return local.env
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if wanted and token else {}
+    env = LOOPBACK_ONLY if _listens_on_loopback_only(address) else {}
+    return env | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if wanted and token else {})
+
+
+def _listens_on_loopback_only(address: str) -> bool:
+    """Whether a Ray of this machine can't be reached where Ray would look for it: it takes a loopback
+    address for the machine's outer one, and then tries for ever."""
+    from ray._private.services import is_localhost, node_ip_address_from_perspective
+
+    host, _, port = address.rpartition(":")
+    if not is_localhost(host):
+        return False
+    try:
+        with socket.create_connection((node_ip_address_from_perspective(None), int(port)), timeout=1):
+            return False
+    except OSError:
+        return True
 
 
 def _release(address: str, token: str | None, deadline_s: float) -> str:
@@ -210,7 +225,7 @@ def _refresh_ray() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_NO_CLUSTERS, "1") != "0"
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(NO_CLUSTERS, "1") != "0"
 
 
 @contextmanager

@@ -39,9 +39,10 @@ _LOG_TAIL_BYTES = 2000
 _OTHER_RAYS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 # With clusters "disabled", as Ray does on a Mac, all of its processes bind to loopback only, and
 # drivers don't take 127.0.0.1 for the machine's outer address.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+NO_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+LOOPBACK_ONLY = {NO_CLUSTERS: "0"}
 _HOLDER_SETTINGS = {
-    **_LOOPBACK,
+    **LOOPBACK_ONLY,
     "DASHBOARD_METRIC_PORT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -116,7 +117,7 @@ class LocalRay:
     @property
     def env(self) -> dict[str, str]:
         """What a driver must have in its environment to connect."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.record.token, **_LOOPBACK}
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.record.token, **LOOPBACK_ONLY}
 
     @property
     def alive(self) -> bool:
