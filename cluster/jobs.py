@@ -30,7 +30,7 @@ import httpx
 import yaml
 
 from cluster.connection import Unreachable, auth_token
-from cluster.errors import BadInput, RunFailed, TandemError, shown
+from cluster.errors import BadInput, RunFailed, shown
 
 DASHBOARD_PORT = 8265
 ANSWER_DEADLINE_S = 10.0
@@ -262,7 +262,8 @@ def _copy_package(package: Path, folder: Path) -> None:
             allowed="a folder that Python can import by its name",
             fix="name the folder that holds your task's modules: --package ./mypackage",
         )
-    size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    shipped = list(_shipped(package))
+    size = sum(path.stat().st_size for path in shipped)
     if size > MAX_PACKAGE_BYTES:
         raise BadInput(
             "the package is too large to be sent along",
@@ -270,11 +271,19 @@ def _copy_package(package: Path, folder: Path) -> None:
             allowed=f"at most {MAX_PACKAGE_BYTES:,} bytes",
             fix="keep data out of it; data belongs in a store that the cluster reads",
         )
-    ignore = shutil.ignore_patterns(*_NOT_SHIPPED)
-    try:
-        shutil.copytree(package, folder / package.resolve().name, ignore=ignore)
-    except (OSError, shutil.Error) as error:
-        raise TandemError("the package can't be copied", got=shown(str(error))) from None
+    for path in shipped:
+        target = folder / package.resolve().name / path.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _shipped(package: Path) -> Iterator[Path]:
+    """The package's files, without caches, version control and environments."""
+    ignored = shutil.ignore_patterns(*_NOT_SHIPPED)
+    for folder, folders, files in os.walk(package):
+        left_out = ignored(folder, [*folders, *files])
+        folders[:] = [name for name in folders if name not in left_out]
+        yield from (Path(folder, name) for name in files if name not in left_out)
 
 
 @contextmanager
