@@ -16,6 +16,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -159,10 +160,11 @@ def _serving(service: Service, address: str, host: str, port: int) -> Iterator[N
 def _drain(names: Sequence[str]) -> None:
     from ray import serve
 
+    *models, front = names
     # The front first: what it passes on still finds its models.
-    for name in reversed(names):
-        with contextlib.suppress(Exception):
-            serve.delete(name)
+    serve.delete(front)
+    with ThreadPoolExecutor(max(1, len(models))) as pool:
+        list(pool.map(serve.delete, models))
     serve.shutdown()
 
 

@@ -105,15 +105,15 @@ def gather_graph() -> bytes:
     return _model(nodes, inputs, outputs, {"values": np.arange(8, dtype=np.float32) * 10})
 
 
-def slow_graph(size: int = 1536) -> bytes:
-    """The MLP's signature, but each row costs milliseconds: for overload and deadlines."""
+def slow_graph(size: int = 1024, layers: int = 80) -> bytes:
+    """The MLP's signature, but a batch takes some 100 ms: for overload, deadlines and drains."""
     rng = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "wide"], ["h0"])]
-    for layer in range(4):
+    for layer in range(layers):
         nodes.append(helper.make_node("MatMul", [f"h{layer}", "square"], [f"m{layer}"]))
         nodes.append(helper.make_node("Tanh", [f"m{layer}"], [f"h{layer + 1}"]))
     nodes += [
-        helper.make_node("MatMul", ["h4", "narrow"], ["logits"]),
+        helper.make_node("MatMul", [f"h{layers}", "narrow"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
         helper.make_node("Gather", ["labels", "best"], ["label"]),

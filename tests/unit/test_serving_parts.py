@@ -1,0 +1,117 @@
+"""Small parts of serving: runtimes, layout, scaling, exposition, ingress settings, arguments."""
+
+import numpy as np
+import pytest
+from servables import GATHER, LABELS, MLP, TABLE, gather_graph, mlp_graph, publish, table_graph
+
+from cluster.errors import Damaged
+from cluster.manifest import Artifacts
+from cluster.storage import memory_store
+from serving.exposition import merge
+from serving.ingress import describe_exposure, free_ports, ingress_env
+from serving.layout import applications
+from serving.runtimes import load_runtime
+from serving.runtimes.onnx import OnnxRuntime
+from serving.scaling import replicas_for
+from serving.service import Service
+
+
+def test_onnx_runs_batches_of_floats_and_strings() -> None:
+    runtime = OnnxRuntime(mlp_graph(4), MLP, threads=1)
+    runtime.warm((1, 8))
+    outputs = runtime.run({"x": np.zeros((3, 64), np.float32)})
+    assert outputs["label"].tolist() == [LABELS[4]] * 3
+    assert outputs["probabilities"].dtype == np.float32
+    table = OnnxRuntime(table_graph(), TABLE, threads=1)
+    cities = np.array(["Paris", ""], dtype=object)
+    values = table.run({"age": np.array([np.nan, 2], np.float32), "city": cities})["value"]
+    assert values.tolist() == [100.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("graph", "signature", "message"),
+    [
+        (b"", MLP, "can't be loaded"),
+        (b"PK\x03\x04 a .pt file", MLP, "can't be loaded"),
+        (gather_graph(), MLP, "has no input 'x'"),
+        (gather_graph(), GATHER.model_copy(update={"outputs": MLP.outputs}), "has no output 'label'"),
+    ],
+)
+def test_a_graph_that_isnt_what_its_signature_says(graph: bytes, signature: object, message: str) -> None:
+    with pytest.raises(Damaged, match=message):
+        OnnxRuntime(graph, signature, threads=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"dtype": "FP64"}, "another type for input 'x'"), ({"shape": (-1, 63)}, "another shape for input 'x'")],
+)
+def test_types_and_shapes_are_compared(change: dict[str, object], message: str) -> None:
+    tensor = MLP.inputs[0].model_copy(update=change)
+    with pytest.raises(Damaged, match=message):
+        OnnxRuntime(mlp_graph(0), MLP.model_copy(update={"inputs": (tensor,)}), threads=1)
+
+
+def test_a_servable_of_another_runtime_is_refused() -> None:
+    store = memory_store()
+    publish(store, "m", mlp_graph(0), MLP)
+    artifacts = Artifacts(store, "runs/test-m/servables", "servable")
+    manifest = artifacts.read(1)
+    assert load_runtime(store, manifest, MLP, threads=1).platform == "onnx"
+    pickled = manifest.model_copy(update={"meta": {"runtime": "pickle"}})
+    with pytest.raises(Damaged, match="runtime that isn't here"):
+        load_runtime(store, pickled, MLP, threads=1)
+
+
+def service(*models: str) -> Service:
+    return Service.model_validate({"store": "/tmp/s", "models": [{"model": model} for model in models]})
+
+
+def test_one_model_is_one_application_and_several_have_a_front() -> None:
+    (only,) = applications(service("a@live"))
+    assert (only.name, only.route_prefix, only.args.get("model")) == ("tandem", "/", None)
+    *models, front = applications(service("a@live", "b@live"))
+    assert [(m.route_prefix, m.args["model"]) for m in models] == [
+        ("/v2/models/a", "a"),
+        ("/v2/models/b", "b"),
+    ]
+    assert (front.route_prefix, "model" in front.args) == ("/", False)
+    assert len({m.name for m in (*models, front)}) == 3
+    assert all(Service.model_validate(m.args["service"]) == service("a@live", "b@live") for m in models)
+
+
+def test_build_takes_what_the_layout_gives() -> None:
+    from serving.app import build
+
+    for application in applications(service("a@live", "b@7")):
+        assert build(application.args) is not None
+
+
+@pytest.mark.parametrize(("in_flight", "queued", "expected"), [(0, 0, 0), (32, 0, 2), (30, 10, 2.5)])
+def test_scaling(in_flight: float, queued: float, expected: float) -> None:
+    assert replicas_for(in_flight, queued, 16) == expected
+
+
+def test_pages_of_several_nodes_become_one() -> None:
+    page = (
+        "# HELP ray_tandem_requests_total Answers\n# TYPE ray_tandem_requests_total counter\n"
+        'ray_tandem_requests_total{Component="core_worker",WorkerId="%s",model="m",otel_scope_name="x"} 1.0\n'
+        "# HELP ray_node_cpu other\nray_node_cpu 3\n"
+    )
+    assert merge([page % "a", page % "b"]) == (
+        "# HELP tandem_requests_total Answers\n# TYPE tandem_requests_total counter\n"
+        'tandem_requests_total{WorkerId="a",model="m"} 1.0\n'
+        'tandem_requests_total{WorkerId="b",model="m"} 1.0\n'
+    )
+
+
+def test_the_environment_of_two_services_doesnt_collide() -> None:
+    one = ingress_env()
+    assert one["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    ports = [value for name, value in one.items() if name.endswith("_PORT")]
+    assert len(set(ports)) == len(ports) == 6
+    assert describe_exposure("127.0.0.1", one) is None
+    assert "statistics" in (describe_exposure("0.0.0.0", ingress_env(loopback=False)) or "")
+    assert describe_exposure("127.0.0.1", ingress_env(haproxy=False)) is None
+    assert ingress_env(haproxy=False)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert 20_000 <= free_ports(10) < 32_000
