@@ -242,8 +242,8 @@ async def _mean_batch_rows(session: Any, url: str, answered: int) -> float | Non
         async with session.get(page_url) as answer:
             page = await answer.text()
         rows, batches = (
-            sum(float(value) for value in re.findall(rf"^tandem_batch_rows_{part}{{.*}} (\S+)$", page, re.M))
-            for part in ("sum", "count")
+            sum(float(value) for value in re.findall(rf"^tandem_{what}_total{{.*}} (\S+)$", page, re.M))
+            for what in ("rows", "batches")
         )
         if rows >= answered and batches:
             return rows / batches

@@ -122,7 +122,7 @@ def _runtime_env(task: str) -> dict[str, Any]:
     """
     module, colon, _ = task.partition(":")
     spec = importlib.util.find_spec(module.partition(".")[0]) if colon else None
-    place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
+    place = spec and next(iter(spec.submodule_search_locations or ()), spec.origin)
     if place is None:
         return {}
     folder = str(Path(place).parent)

@@ -22,7 +22,7 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-_BLOCK = re.compile(r"^```(\w+)( \w+)?\n(.*?)^```$|^(## .*)$", re.M | re.S)
+_BLOCK = re.compile(r"^```(\w+)( \w+)?\n(.*?)^```$|^(## [^\n]*)$", re.M | re.S)
 _READY_S = 90
 
 
@@ -60,6 +60,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     }
     folder = tmp_path / "work"
     folder.mkdir()
+    assert sum(block.language == "sh" for block in blocks()) > 5
     server: subprocess.Popen[bytes] | None = None
     try:
         for block in blocks():
