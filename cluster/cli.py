@@ -47,37 +47,47 @@ app.command()(machine.version)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. `argv` is without the program's name."""
-    with _ending_as_an_exception():
-        try:
-            app(args=None if argv is None else list(argv), prog_name="tandem")
-        except SystemExit as ending:
-            return ending.code if isinstance(ending.code, int) else int(bool(ending.code))
-        except KeyboardInterrupt:
-            return _INTERRUPTED
-        except TandemError as error:
-            output.show_error(error)
-            return error.exit_code
-        except Exception as error:  # noqa: BLE001 - the process's edge: nothing above would say it better
-            output.show_bug(error)
-            return 1
+    with _sigterm_interrupts() as told_to_stop:
+        code = _run(argv)
+        return _TERMINATED if told_to_stop.is_set() and code == _INTERRUPTED else code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        app(args=None if argv is None else list(argv), prog_name="tandem")
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else int(bool(ending.code))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except TandemError as error:
+        output.show_error(error)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the process's edge: nothing above would say it better
+        output.show_bug(error)
+        return 1
     return 0
 
 
 @contextmanager
-def _ending_as_an_exception() -> Iterator[None]:
-    """SIGTERM raises, so that what a command has started is cleaned up on the way out."""
+def _sigterm_interrupts() -> Iterator[threading.Event]:
+    """SIGTERM unwinds as Ctrl-C does, so that what a command has started is cleaned up on the way out.
+
+    By KeyboardInterrupt, since Ray's waiting calls turn a SystemExit into exit code 1.
+    """
+    told_to_stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield told_to_stop
         return
-    before = signal.signal(signal.SIGTERM, _terminated)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        told_to_stop.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield told_to_stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,14 @@ class Board:
         return notes, latest
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray's own types are not followed
+    """Leaves Ctrl-C alone. Ray's handler ends the process without a word, with exit code 1; an ordinary
+    KeyboardInterrupt unwinds, and the controller, which belongs to this driver, ends with it."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Registers none."""
+
+
 def _new_board() -> Any:
     return ray.remote(num_cpus=0)(Board).remote()
 
@@ -76,7 +84,7 @@ def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outco
     board = _new_board()
     workers = recipe.workers
     with tempfile.TemporaryDirectory(prefix="tandem-train-") as folder:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _on_worker,
             train_loop_config={
                 "recipe": recipe.model_dump(mode="json"),

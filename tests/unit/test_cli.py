@@ -1,6 +1,7 @@
 """The command line on a store in a folder: tables, JSON, exit codes, errors in four parts."""
 
 import json
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -166,6 +167,16 @@ def test_interrupting_is_quiet(
     monkeypatch.setattr(Registry, "models", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_being_told_to_stop_is_quiet(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Registry, "models", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(["models"]) == 143
+    assert capsys.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
