@@ -122,9 +122,11 @@ def _runtime_env(task: str) -> dict[str, Any]:
     """
     module, colon, _ = task.partition(":")
     spec = importlib.util.find_spec(module.partition(".")[0]) if colon else None
-    place = spec and next(iter(spec.submodule_search_locations or ()), spec.origin)
-    if place is None:
+    if spec is None:
         return {}
-    folder = str(Path(place).parent)
+    origin = next(iter(spec.submodule_search_locations or ()), spec.origin)
+    if origin is None:
+        return {}
+    folder = str(Path(origin).parent)
     before = os.environ.get("PYTHONPATH")
     return {"env_vars": {"PYTHONPATH": os.pathsep.join([folder, before] if before else [folder])}}
