@@ -332,7 +332,7 @@ def test_sigterm_answers_what_was_accepted_and_leaves_no_process(store: Store, t
         assert running.models == [{"model": "slow", "alias": "live", "version": 1}]
         with running.client() as client, ThreadPoolExecutor(12) as pool:
             wait_until(lambda: predict(client, "slow").status_code == 200)
-            asked = [pool.submit(predict, client, "slow", [ZEROS] * 8) for _ in range(12)]
+            asked = [pool.submit(predict, client, "slow", [ZEROS] * 80) for _ in range(12)]
             time.sleep(0.2)
             assert not all(future.done() for future in asked), "nothing was in flight any more"
             assert running.stop() == 0
