@@ -4,7 +4,7 @@ One server of each pair runs while it is measured; the other is paused (SIGSTOP)
 of an idle Ray take up to a tenth of two cores. Both share two cores with wrk. Each pair measures
 both of Tandem's routes and the peer's one, at each number of connections.
 
-    python -m tests.bench.serving [--peers litserve,mosec] [--pairs 5] [--seconds 3] [--out FILE]
+    python -m tests.bench.serving [--peers litserve,mosec] [--pairs 5] [--seconds 2] [--out FILE]
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peers", default=",".join(PEERS), help=", ".join(PEERS))
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     chosen = parser.parse_args()
     console = Console(width=160)
