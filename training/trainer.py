@@ -18,6 +18,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import RunFailed, TandemError, shown
+from cluster.local import find
 from cluster.runs import RunResult
 from training.facts import DatasetFacts
 from training.finish import finish_run
@@ -83,7 +84,10 @@ def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outco
     """
     board = _new_board()
     workers = recipe.workers
-    with tempfile.TemporaryDirectory(prefix="tandem-train-") as folder:
+    # Below a local Ray's own folder, so that it goes with that Ray even if this process is killed.
+    local = find(ray.get_runtime_context().gcs_address)
+    place = local.record.temp_dir if local else None
+    with tempfile.TemporaryDirectory(prefix="tandem-train-", dir=place) as folder:
         trainer = _Trainer(
             _on_worker,
             train_loop_config={
