@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             break
         time.sleep(0.2)
     else:
-        print("\nleft behind by the tests:", *left, sep="\n  ")
+        sys.stderr.write("\nleft behind by the tests:\n  " + "\n  ".join(left) + "\n")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
