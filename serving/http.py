@@ -12,6 +12,7 @@ incomplete has an end. Subclasses implement `respond`; nothing here knows what a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -66,12 +67,28 @@ class Response:
     headers: Headers = field(default_factory=list)
 
 
+class _Ids:
+    """Ids of requests: random to tell processes apart, then counted, as randomness is a system call."""
+
+    def __init__(self) -> None:
+        self._prefix = ""
+        self._next = itertools.count(1)
+
+    def new(self) -> str:
+        if not self._prefix:
+            self._prefix = secrets.token_hex(6)
+        return f"{self._prefix}-{next(self._next)}"
+
+
+_ids = _Ids()
+
+
 def request_id(headers: dict[bytes, bytes]) -> str:
     """The client's own id for the request, if it is fit for a header and a log, else a new one."""
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode()
-    return secrets.token_hex(8)
+    return _ids.new()
 
 
 class HttpApp:
