@@ -71,16 +71,23 @@ def free_ports(count: int) -> int:
     raise OSError(f"no {count} consecutive free ports between {FIRST_PORT} and {LAST_PORT}")
 
 
-def describe_exposure(host: str, env: Mapping[str, str]) -> str | None:
-    """What listens beyond this machine, for people to read at the start; None where nothing does."""
-    if env.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
-        return None if host in ("127.0.0.1", "::1", "localhost") else f"HTTP on {host}"
-    beyond = [] if host in ("127.0.0.1", "::1", "localhost") else [f"HTTP and the replicas on {host}"]
-    if "RAY_SERVE_HAPROXY_BINARY_PATH" not in env:
+def describe_exposure(host: str, env: Mapping[str, str]) -> str:
+    """What listens beyond this machine, for people to read at the start.
+
+    Read from the settings, not from the sockets: were a later Ray to write HAProxy's configuration in
+    other words, the wrapper would change nothing, and this would not notice.
+    """
+    # Ray 2.60 binds it to [::] whatever it is told; read in its source, it asks for Ray's token.
+    beyond = [
+        "each replica's internal gRPC port, which Ray binds to every interface and guards with its token"
+    ]
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        beyond.append(f"HTTP and the replicas on {host}")
+    if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and "RAY_SERVE_HAPROXY_BINARY_PATH" not in env:
         metrics = env.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
         statistics = env.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404")
         beyond.append(f"HAProxy's metrics (port {metrics}) and statistics ({statistics}) on every interface")
-    return "; ".join(beyond) or None
+    return "; ".join(beyond)
 
 
 def _haproxy_env(folder: str, loopback: bool, drain_s: float) -> dict[str, str]:

@@ -72,8 +72,7 @@ def run_service(
             stack.callback(local.stop)
             os.environ.update(local.env)
             address = local.address
-            if exposed := describe_exposure(host, env):
-                print(f"listens beyond this machine: {exposed}", file=sys.stderr)  # noqa: T201
+            print(f"listens beyond this machine: {describe_exposure(host, env)}", file=sys.stderr)  # noqa: T201
         port = port or free_port()
         url = f"http://{_reachable(host)}:{port}"
         stack.enter_context(_serving(service, address, host, port))

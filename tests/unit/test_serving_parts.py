@@ -110,8 +110,9 @@ def test_the_environment_of_two_services_doesnt_collide() -> None:
     assert one["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     ports = [value for name, value in one.items() if name.endswith("_PORT")]
     assert len(set(ports)) == len(ports) == 6
-    assert describe_exposure("127.0.0.1", one) is None
-    assert "statistics" in (describe_exposure("0.0.0.0", ingress_env(loopback=False)) or "")
-    assert describe_exposure("127.0.0.1", ingress_env(haproxy=False)) is None
+    assert "statistics" not in describe_exposure("127.0.0.1", one)
+    assert "HTTP" not in describe_exposure("127.0.0.1", one)
+    assert "statistics" in describe_exposure("0.0.0.0", ingress_env(loopback=False))
+    assert "HTTP" in describe_exposure("0.0.0.0", ingress_env(haproxy=False))
     assert ingress_env(haproxy=False)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert 20_000 <= free_ports(10) < 32_000
