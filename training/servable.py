@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnxruntime
-
 from cluster.errors import NotFound
+from cluster.inference import onnxruntime
 from cluster.signature import Signature
 from training.task import Arrays
 
@@ -40,11 +39,12 @@ class Servable:
                     fix="name a version that was trained as one",
                 )
         self.signature = Signature.model_validate_json(files[SIGNATURE_FILE])
-        options = onnxruntime.SessionOptions()
+        module = onnxruntime()
+        options = module.SessionOptions()
         options.log_severity_level = _ORT_ERRORS_ONLY
         # Threads that spin between batches would take the cores from whatever prepares the next one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
+        self._session = module.InferenceSession(
             files[GRAPH_FILE], options, providers=["CPUExecutionProvider"]
         )
         self._outputs = [tensor.name for tensor in self.signature.outputs]

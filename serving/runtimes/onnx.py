@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from cluster.errors import Damaged, shown
+from cluster.inference import onnxruntime
 from cluster.signature import NUMPY_DTYPES, DataType, Signature, Tensor
 from serving.runtimes.base import Arrays
 
@@ -45,19 +45,20 @@ class OnnxRuntime:
     platform = "onnx"
 
     def __init__(self, graph: bytes, signature: Signature, *, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
+        module = onnxruntime()
+        options = module.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Between batches, spinning threads would take the cores that parse requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they arrive as exceptions too
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=_providers())
+            self._session = module.InferenceSession(graph, options, providers=_providers())
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has no root for its exceptions
             raise Damaged(
                 "the servable's graph can't be loaded",
                 got=shown(str(error).strip().split("\n", 1)[0]),
-                allowed=f"an ONNX model that ONNX Runtime {onnxruntime.__version__} loads",
+                allowed=f"an ONNX model that ONNX Runtime {module.__version__} loads",
                 fix="export the model again",
             ) from None
         self._signature = signature
@@ -78,7 +79,7 @@ class OnnxRuntime:
 
 
 def _providers() -> list[str]:
-    available = onnxruntime.get_available_providers()
+    available = onnxruntime().get_available_providers()
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
