@@ -33,14 +33,14 @@ _WRAPPER = Path(__file__).with_name("haproxy-on-loopback.sh")
 
 
 def ingress_env(
-    *, haproxy: bool = True, folder: str = f"{TEMP_DIR}/h", loopback: bool = True, drain_s: float = 1.0
+    *, haproxy: bool = True, folder: str = TEMP_DIR, loopback: bool = True, drain_s: float = 1.0
 ) -> dict[str, str]:
     """Environment variables for the processes of a private Ray on this machine.
 
     Args:
         haproxy: HAProxy in front of the replicas, rather than Serve's own proxy.
-        folder: where HAProxy's files and sockets go; at most about 30 characters, because the paths of
-            sockets, with 70 more, must not exceed 97.
+        folder: where HAProxy's files and sockets go; at most 38 characters. Ray puts a folder of 56
+            characters below it, and HAProxy takes no socket path longer than 97.
         loopback: whether HAProxy's metrics and statistics listen on loopback only.
         drain_s: how long a stopping replica stays reachable before it refuses connections.
     """
@@ -100,10 +100,10 @@ def _haproxy_env(folder: str, loopback: bool, drain_s: float) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first + 4),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 4 + REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         # Clients that stop sending in the middle of a request, and the headers of one.

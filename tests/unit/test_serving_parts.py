@@ -116,3 +116,13 @@ def test_the_environment_of_two_services_doesnt_collide() -> None:
     assert "HTTP" in describe_exposure("0.0.0.0", ingress_env(haproxy=False))
     assert ingress_env(haproxy=False)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert 20_000 <= free_ports(10) < 32_000
+
+
+def test_haproxys_socket_fits_below_the_longest_temporary_folder() -> None:
+    """Ray inserts its node's id; HAProxy refuses socket paths of more than 97 characters."""
+    from cluster import local
+
+    longest = "/" * local._MAX_TEMP_BASE_CHARS + "/tandem-12345678"
+    folder, name = ingress_env()["RAY_SERVE_HAPROXY_SOCKET_PATH"].rsplit("/", 1)
+    path = f"{folder.replace('{temp_dir}', longest)}/{'f' * 56}/{name}"
+    assert len(path) <= 97
