@@ -11,7 +11,6 @@ from mlp import MAX_BATCH_SIZE, Mlp
 from numpy.typing import NDArray
 
 CORES = 2
-MAX_LATENCY_MS = 1000
 
 
 @bentoml.service(workers=CORES, logging={"access": {"enabled": False}})
@@ -21,6 +20,6 @@ class Model:
     def __init__(self) -> None:
         self._mlp = Mlp()
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=MAX_LATENCY_MS)
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE)
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._mlp(np.asarray(features, np.float32))
