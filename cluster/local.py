@@ -202,6 +202,10 @@ def _spawn_holder(
     # A job's entrypoint looks for `python` and `tandem` in PATH; they are those that run now.
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
     asked = {name: value.replace("{temp_dir}", record.temp_dir) for name, value in env.items()}
+    # What its processes leave in the temporary folder when they are killed goes with its own folder.
+    temporary = Path(record.temp_dir) / "t"
+    temporary.mkdir()
+    asked["TMPDIR"] = str(temporary)
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": record.token, machine.ID_VARIABLE: record.id}
     parent_pid = os.getpid() if tied else 0
     return subprocess.Popen(

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import urllib.error
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import TandemError, shown
@@ -173,11 +175,13 @@ def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float,
     Raises:
         TandemError: a deployment failed, or the deadline passed.
     """
-    waiting = [f"{url}/v2/health/ready"]
-    waiting += [f"{url}/v2/models/{s.ref.model}/ready" for s in service.models if s.replicas.min > 0]
+    waiting = [f"{url}/v2/models/{s.ref.model}/ready" for s in service.models if s.replicas.min > 0]
+    if waiting or len(service.models) > 1:
+        waiting.append(f"{url}/v2/health/ready")
     while True:
         waiting = [one for one in waiting if not _answers(one)]
-        if not waiting:
+        # A question to a model that rests would wake it, so then Serve is asked instead.
+        if not waiting and (_all_run() and _listens(url)):
             return True
         if stopping.asked:
             return False
@@ -185,7 +189,7 @@ def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float,
         if clock.monotonic_s() > deadline_s:
             raise TandemError(
                 "the service did not become ready in time",
-                got=f"no answer from {', '.join(waiting)}",
+                got=f"no answer from {', '.join(waiting) or url}",
                 allowed="an answer from each of its models",
                 fix="see whether the cluster has the CPUs and GPUs that the replicas ask for",
             )
@@ -203,6 +207,22 @@ def _raise_if_failed() -> None:
                 got=shown(reasons[0].strip().splitlines()[-1]),
                 fix="look at the model: tandem models show NAME",
             )
+
+
+def _all_run() -> bool:
+    from ray import serve
+
+    found = [status.status for status in serve.status().applications.values()]
+    return bool(found) and all(status == "RUNNING" for status in found)
+
+
+def _listens(url: str) -> bool:
+    where = urlsplit(url)
+    try:
+        with socket.create_connection((where.hostname or LOOPBACK, where.port or 80), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _answers(url: str) -> bool:

@@ -81,7 +81,7 @@ def test_train_and_serve_on_s3(s3_env: Seaweed, tmp_path: Path) -> None:
         assert server.wait(60) == 0
     finally:
         server.kill()
-        server.wait()
+        server.communicate()
 
 
 def ask(url: str, eval_uri: str) -> None:
