@@ -84,6 +84,14 @@ class _Change(NamedTuple):
     alias: str | None = None
 
 
+class _Registered(Exception):
+    """The run has a version already."""
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(version.version)
+        self.version = version
+
+
 class Registry:
     """The registry in a store.
 
@@ -139,16 +147,32 @@ class Registry:
         return self._entry(ref.model, low).version
 
     def register(
-        self, model: str, *, manifest_key: str, manifest: bytes, run: str, metrics: dict[str, float], why: str
+        self,
+        model: str,
+        *,
+        manifest_key: str,
+        manifest: bytes,
+        run: str,
+        metrics: dict[str, float],
+        why: str,
+        once: bool = False,
     ) -> Version:
         """Register a committed servable as the model's next version.
 
         Args:
             manifest_key: where the servable's manifest is.
             manifest: its bytes; their digest makes the version immutable.
+            once: where the run has a version already, however shortly before, give that one instead.
         """
+        looked_at = 0
 
         def make(number: int, newest: Entry | None) -> _Change:
+            nonlocal looked_at
+            for earlier in range(looked_at + 1, number) if once else ():
+                entry = self._entry(model, earlier)
+                if entry.action == "register" and entry.version.run == run:
+                    raise _Registered(entry.version)
+            looked_at = number - 1
             count = (newest.versions if newest else 0) + 1
             version = Version(
                 model=model,
@@ -161,7 +185,10 @@ class Registry:
             )
             return _Change("register", version, count, newest.aliases if newest else {})
 
-        return self._append(model, why, make).version
+        try:
+            return self._append(model, why, make).version
+        except _Registered as found:
+            return found.version
 
     def promote(self, model: str, alias: str, version: int, *, why: str) -> Entry:
         """Point `alias` at `version`."""
@@ -172,7 +199,10 @@ class Registry:
         def make(number: int, newest: Entry | None) -> _Change:
             newest = self._existing(model, newest)
             now = newest.aliases.get(alias)
-            target = Target(version=version, entry=number, before=now.entry if now else None)
+            # Promoting what is promoted moves nothing, so a rollback must not come back to it.
+            again = now is not None and now.version == version
+            before = (now.before if again else now.entry) if now else None
+            target = Target(version=version, entry=number, before=before)
             found = self.version(newest, ModelRef(model, str(version)))
             return _Change("promote", found, newest.versions, {**newest.aliases, alias: target}, alias)
 

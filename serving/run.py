@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import urllib.error
@@ -20,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import TandemError, shown
@@ -181,7 +179,7 @@ def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float,
     while True:
         waiting = [one for one in waiting if not _answers(one)]
         # A question to a model that rests would wake it, so then Serve is asked instead.
-        if not waiting and (_all_run() and _listens(url)):
+        if not waiting and _all_routed(service, url):
             return True
         if stopping.asked:
             return False
@@ -209,29 +207,29 @@ def _raise_if_failed() -> None:
             )
 
 
-def _all_run() -> bool:
+def _all_routed(service: Service, url: str) -> bool:
+    """Whether every application runs and the ingress knows the way to it."""
     from ray import serve
 
-    found = [status.status for status in serve.status().applications.values()]
-    return bool(found) and all(status == "RUNNING" for status in found)
-
-
-def _listens(url: str) -> bool:
-    where = urlsplit(url)
-    try:
-        with socket.create_connection((where.hostname or LOOPBACK, where.port or 80), timeout=5):
-            return True
-    except OSError:
-        return False
+    wanted = {application.name for application in applications(service)}
+    found = serve.status().applications
+    running = {name for name, status in found.items() if status.status == "RUNNING"}
+    routes = _read(f"{url}/-/routes")
+    return wanted <= running and routes is not None and wanted <= set(json.loads(routes).values())
 
 
 def _answers(url: str) -> bool:
+    return _read(url) is not None
+
+
+def _read(url: str) -> bytes | None:
+    """What a GET gives, None where it isn't answered with 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+            return bytes(answer.read()) if answer.status == 200 else None
     except OSError:
-        return False
+        return None
 
 
 def _announce(url: str, models: list[dict[str, Any]], json_output: bool) -> None:

@@ -65,6 +65,11 @@ class Restored(NamedTuple):
     meta: CheckpointMeta
 
 
+def is_finite(state: TrainState) -> bool:
+    """Whether the state is worth keeping: every loss so far and every weight is finite."""
+    return bool(state.finite) and all(bool(p.isfinite().all()) for p in state.model.parameters())
+
+
 def state_files(state: TrainState) -> dict[str, bytes]:
     """A snapshot of the model and the optimizer, independent of what training does next."""
     weights = {name: tensor.detach().contiguous() for name, tensor in state.model.state_dict().items()}

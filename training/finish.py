@@ -116,28 +116,17 @@ def _register(
     recipe: Recipe, run: Run, files: dict[str, bytes], meta: dict[str, object], metrics: dict[str, float]
 ) -> Version:
     registry = Registry(run.store)
-    version = _registered_before(registry, recipe.model, run.name)
-    if version is None:
-        manifest = _commit(run, files, meta)
-        key = run.servables().key(manifest.number)
-        version = registry.register(
-            recipe.model,
-            manifest_key=key,
-            manifest=run.store.get(key),
-            run=run.name,
-            metrics=metrics,
-            why=f"run {run.name} passed its gate",
-        )
+    why = f"run {run.name} passed its gate"
+    key = run.servables().key(_commit(run, files, meta).number)
+    version = registry.register(
+        recipe.model,
+        manifest_key=key,
+        manifest=run.store.get(key),
+        run=run.name,
+        metrics=metrics,
+        why=why,
+        once=True,
+    )
     if recipe.promote_to is not None:
-        registry.promote(
-            recipe.model, recipe.promote_to, version.version, why=f"run {run.name} passed its gate"
-        )
+        registry.promote(recipe.model, recipe.promote_to, version.version, why=why)
     return version
-
-
-def _registered_before(registry: Registry, model: str, run_name: str) -> Version | None:
-    try:
-        history = registry.history(model)
-    except NotFound:
-        return None
-    return next((e.version for e in history if e.action == "register" and e.version.run == run_name), None)

@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +54,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     cursor: int = 0
+    finite: torch.Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+    """Whether this rank's loss has been finite at every step; read it only where waiting is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def new_state(task: Task, optimization: Optimization, device: torch.device) -> T
         {"params": others, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=optimization.learning_rate)
-    return TrainState(model, optimizer)
+    return TrainState(model, optimizer, finite=torch.ones((), dtype=torch.bool, device=device))
 
 
 def train_steps(
@@ -117,6 +119,7 @@ def train_steps(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, total_steps, optimization)
         loss = _backward(task, wrapped, batch, optimization, world, device)
+        state.finite &= torch.isfinite(loss)
         if optimization.gradient_clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimization.gradient_clip_norm)
         state.optimizer.step()
@@ -130,7 +133,7 @@ def train_steps(
             raise RunFailed(
                 f"the loss is not a finite number by step {state.step}",
                 got=str(mean_loss),
-                fix="lower optimization.learning_rate, or look for extreme values in the data",
+                fix="look for extreme values in the data, or start a new run with a lower learning_rate",
             )
         now_s = time.monotonic()
         on_step(

@@ -6,6 +6,7 @@ Everything a user can get wrong is refused before a Ray starts or a file is writ
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from importlib.metadata import version as release_of
 from pathlib import Path
@@ -111,7 +112,7 @@ def _check_unchanged(record: RunRecord, recipe: Recipe, dataset: Dataset) -> Non
 
 def _cpus_needed(recipe: Recipe) -> int:
     """Logical CPUs a local Ray must have for the smallest number of workers to be placed."""
-    return max(1, round(recipe.workers.min * recipe.workers.cpus))
+    return max(1, math.ceil(recipe.workers.min * recipe.workers.cpus))
 
 
 def _runtime_env(task: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from training.checkpoint import (
     CheckpointMeta,
     CheckpointWriter,
     Restored,
+    is_finite,
     load_state,
     restore,
     state_files,
@@ -211,7 +212,8 @@ class _Recorder:
             self._first = (step.cursor, now_s)
         elif now_s > self._first[1]:
             self.samples_per_s = (step.cursor - self._first[0]) / (now_s - self._first[1])
-        if self._due(now_s) and not self._writer.busy:
+        # A state that is no longer finite must not push the last good checkpoints out.
+        if self._due(now_s) and not self._writer.busy and is_finite(self._state):
             self._saved_s, self._saved_step = now_s, step.step
             self._writer.submit(state_files(self._state), self._next_meta())
         if step.loss is not None:

@@ -21,6 +21,7 @@ from training.checkpoint import (
     WEIGHTS,
     CheckpointMeta,
     CheckpointWriter,
+    is_finite,
     load_state,
     restore,
     state_files,
@@ -131,8 +132,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     of = task(tmp_path)
     some = batches(10)
     some[3].arrays["x"][0] = np.nan
+    state = new_state(of, Optimization(), CPU)
+    run_steps(of, state, some[:3])
+    assert is_finite(state)
     with pytest.raises(RunFailed, match="not a finite number by step 10"):
-        run_steps(of, new_state(of, Optimization(), CPU), some)
+        run_steps(of, state, some[3:])
+    assert not is_finite(state), "such a state is never committed"
 
 
 def test_a_reduced_loss_is_refused(tmp_path: Path) -> None:

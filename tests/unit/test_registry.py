@@ -113,3 +113,27 @@ def test_a_changed_servable_is_refused(store: Store) -> None:
     store.put(key, store.get(key) + b" ")
     with pytest.raises(Damaged, match="was changed"):
         Registry(store).servable(version)
+
+
+def test_promoting_what_is_promoted_leaves_the_way_back(store: Store) -> None:
+    registry = Registry(store)
+    for n in (1, 2):
+        register(registry)
+        registry.promote("digits", "live", n, why="up")
+    registry.promote("digits", "live", 2, why="said twice")
+    assert registry.rollback("digits", "live", why="bad").version.version == 1
+
+
+def test_a_run_is_registered_once_however_many_finish_it(store: Store) -> None:
+    def finish(_: int) -> int:
+        version = Registry(store).register(
+            "digits", manifest_key="k", manifest=b"{}", run="the-run", metrics={}, why="", once=True
+        )
+        return version.version
+
+    register(Registry(store))
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(finish, range(8))) == {2}
+    newest = Registry(store).newest("digits")
+    assert newest is not None
+    assert newest.versions == 2
