@@ -27,6 +27,8 @@ class Options(Frozen):
     log_dir: str
     step_s: float = 0.0
     """Slept in each step, so that a kill can be aimed."""
+    faulty: bool = False
+    """Whether `loss` has a mistake in it."""
 
 
 class RecordingTask(Task):
@@ -40,6 +42,8 @@ class RecordingTask(Task):
         return _Line()
 
     def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+        if self.options.faulty:
+            len(3)  # type: ignore[arg-type]
         path = Path(self.options.log_dir) / f"{os.getpid()}.jsonl"
         with path.open("a") as log:
             log.write(json.dumps([int(n) for n in batch["id"]]) + "\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import traceback
 from typing import Any
 
 import ray
@@ -28,6 +29,17 @@ from training.worker import Outcome, run_worker
 
 POLL_S = 0.25
 ACTOR_TIMEOUT_S = 30
+_BUGS = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    NameError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+)
+"""What code raises for reasons of its own; a restart meets it again."""
 
 
 class Board:
@@ -38,6 +50,7 @@ class Board:
         self._latest: Progress | None = None
         self._outcome: Outcome | None = None
         self._fatal: TandemError | None = None
+        self._failures: set[tuple[int, str]] = set()
 
     def report(self, progress: Progress) -> None:
         if progress.note:
@@ -52,6 +65,13 @@ class Board:
 
     def give_up(self, error: TandemError) -> None:
         self._fatal = self._fatal or error
+
+    def failed(self, rank: int, error: TandemError) -> None:
+        """A worker failed in a way that a restart may mend; the same way twice, and it won't."""
+        if (rank, error.got) in self._failures:
+            self.give_up(error)
+        self._failures.add((rank, error.got))
+        self._notes.append(f"worker {rank} failed, it is started again: {error.got}")
 
     def fatal(self) -> TandemError | None:
         return self._fatal
@@ -139,9 +159,7 @@ def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunRe
             task = finish_task.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s, board)
             result: RunResult = ray.get(task)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, TandemError):
-                raise error.cause from None
-            raise
+            raise _told(error.cause, "export or evaluation") from error
     return result
 
 
@@ -158,9 +176,14 @@ def _on_worker(config: dict[str, Any]) -> None:
             DatasetFacts.model_validate(config["facts"]),
             report=board.report.remote,
         )
-    except TandemError as error:
-        if not error.retryable:
-            ray.get(board.give_up.remote(error), timeout=ACTOR_TIMEOUT_S)
+    except Exception as error:
+        told = _told(error, "training")
+        if isinstance(error, _BUGS) or (isinstance(error, TandemError) and not error.retryable):
+            ray.get(board.give_up.remote(told), timeout=ACTOR_TIMEOUT_S)
+            if context.get_world_size() == 1:
+                return  # no other worker waits for this one, so Ray need not restart anything
+        else:
+            ray.get(board.failed.remote(context.get_world_rank(), told), timeout=ACTOR_TIMEOUT_S)
         raise
     if context.get_world_rank() == 0:
         ray.get(board.end.remote(outcome), timeout=ACTOR_TIMEOUT_S)
@@ -170,6 +193,19 @@ def _finish_task(recipe: dict[str, Any], run_name: str, samples_per_s: float, bo
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     return finish_run(
         Recipe.model_validate(recipe), run_name, samples_per_s=samples_per_s, show=board.report.remote
+    )
+
+
+def _told(error: BaseException, doing: str) -> TandemError:
+    """An error that a person can act on: itself, or for what any code may raise, what and where."""
+    if isinstance(error, TandemError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return RunFailed(
+        f"{doing} failed in the task's own code, or in what it called",
+        got=shown(f"{type(error).__name__}: {error}") + where,
+        fix="correct it, then run the same command again; with --run NAME a run goes on where it was",
     )
 
 

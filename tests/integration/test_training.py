@@ -127,6 +127,17 @@ def test_a_refused_gate_registers_nothing(ray_address: str, tmp_path: Path) -> N
 
 @pytest.mark.timeout(120)
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(ray_address: str, tmp_path: Path) -> None:
-    asked = recipe(tmp_path, optimization={"global_batch_size": 64, "epochs": 3, "learning_rate": 1e30})
+    optimization = {"global_batch_size": 64, "epochs": 3, "learning_rate": 1e30}
+    asked = recipe(tmp_path, workers={"min": 1, "max": 1}, optimization=optimization)
     with pytest.raises(RunFailed, match="not a finite number"):
         train(asked, address=ray_address, show=ignore)
+
+
+@pytest.mark.timeout(120)
+def test_a_mistake_in_a_task_is_told_and_not_tried_again(ray_address: str, tmp_path: Path) -> None:
+    options = {"log_dir": str(tmp_path / "log"), "faulty": True}
+    asked = recipe(tmp_path, options=options)
+    with pytest.raises(RunFailed, match="failed in the task's own code") as caught:
+        train(asked, address=ray_address, show=ignore)
+    assert "TypeError" in caught.value.got
+    assert "recording_task.py" in caught.value.got
