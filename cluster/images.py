@@ -1,29 +1,36 @@
 """The one decoder of image files: training, the gate and serving call it, so they cannot differ.
 
-The file's size in pixels is read from its header and checked before anything is decompressed.
+The file's size in pixels is read from its header and checked before anything is decompressed. Of large
+images one is decompressed at a time in a process, since each takes hundreds of megabytes while it lasts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
-from cluster.errors import TooLarge, Unprocessable, shown
+from cluster.errors import TandemError, TooLarge, Unprocessable, shown
 from cluster.signature import ImageEncoding
 
 MAX_PIXELS = 50_000_000
+LARGE_PIXELS = 4_000_000
 FORMATS = ("PNG", "JPEG")
+_one_large_at_a_time = threading.Lock()
 
 
 def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a PNG or JPEG file to `encoding`'s size and channels.
 
     Grey is ITU-R 601 luma, transparency is laid over black, and another size is resampled
-    bilinearly without keeping the aspect ratio. A caller who decodes many files for one request gives
-    each its share of the pixels as `max_pixels`.
+    bilinearly without keeping the aspect ratio. A JPEG of more than 4 million pixels is first reduced
+    while it is decompressed, to no less than twice the size asked for. A caller who decodes many files
+    for one request gives each its share of the pixels as `max_pixels`.
 
     Returns:
         uint8 [height, width, channels], 0 to 255.
@@ -32,22 +39,15 @@ def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS
         Unprocessable: not a PNG or JPEG, or damaged.
         TooLarge: more than `max_pixels`.
     """
-    try:
+    size = encoding.width, encoding.height
+    mode = "L" if encoding.channels == 1 else "RGB"
+    with _failures_explained(data):
         image = _opened(data, max_pixels)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
-            )
-        grey_16 = image.mode.startswith("I")
-        plain = image.point(lambda v: v / 256).convert("L") if grey_16 else image
-        mode = "L" if encoding.channels == 1 else "RGB"
-        if plain.mode != mode:  # a conversion to the same mode would copy
-            plain = plain.convert(mode)
-        if plain.size != (encoding.width, encoding.height):
-            plain = plain.resize((encoding.width, encoding.height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(plain, dtype=np.uint8)
-    except _UNDECODABLE as error:
-        raise _undecodable(data, error) from None
+        with _room_for(image, size):
+            plain = _resized(image, size)
+            if plain.mode != mode:  # a conversion to the same mode would copy
+                plain = plain.convert(mode)
+            pixels = np.asarray(plain, dtype=np.uint8)
     return pixels.reshape(encoding.height, encoding.width, encoding.channels)
 
 
@@ -58,15 +58,62 @@ def probe(data: bytes) -> ImageEncoding:
         Unprocessable: not a PNG or JPEG.
         TooLarge: more than 50 million pixels.
     """
-    try:
+    with _failures_explained(data):
         image = _opened(data, MAX_PIXELS)
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         return ImageEncoding(height=image.height, width=image.width, channels=1 if grey else 3)
-    except _UNDECODABLE as error:
-        raise _undecodable(data, error) from None
 
 
-_UNDECODABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError)
+@contextlib.contextmanager
+def _room_for(image: Image.Image, size: tuple[int, int]) -> Iterator[None]:
+    """The turn of a large image; the others go at once."""
+    pixels = image.width * image.height
+    if pixels > LARGE_PIXELS:
+        image.draft(None, (2 * size[0], 2 * size[1]))
+        # A progressive file is held as a whole, however small the picture made of it.
+        if "progressive" not in image.info:
+            pixels = image.width * image.height
+    if pixels <= LARGE_PIXELS:
+        yield
+        return
+    with _one_large_at_a_time:
+        yield
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image without transparency, in 8 bits, at `size`; full-size copies are made only where needed."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _over_black(image, size)
+    if image.mode.startswith("I"):
+        image = image.point(lambda v: v / 256).convert("L")  # 16 bits of grey
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return _scaled(image, size)
+
+
+def _over_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Laid over black, one band at a time: compositing the whole would take three more copies of it."""
+    layered = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    alpha = layered.getchannel("A")
+    names = [name for name in layered.getbands() if name != "A"]
+    bands = [_scaled(ImageChops.multiply(layered.getchannel(name), alpha), size) for name in names]
+    return bands[0] if len(bands) == 1 else Image.merge("RGB", bands)
+
+
+def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+@contextlib.contextmanager
+def _failures_explained(data: bytes) -> Iterator[None]:
+    try:
+        yield
+    except (TandemError, MemoryError):
+        raise
+    except UnidentifiedImageError:  # its text holds an address in this process
+        raise _undecodable(data, "not a file of these formats") from None
+    except Exception as error:  # noqa: BLE001 - a damaged chunk makes Pillow's parsers raise anything
+        raise _undecodable(data, shown(str(error) or type(error).__name__)) from None
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
@@ -88,10 +135,10 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     )
 
 
-def _undecodable(data: bytes, error: Exception) -> Unprocessable:
+def _undecodable(data: bytes, why: str) -> Unprocessable:
     return Unprocessable(
         "the image can't be decoded",
-        got=f"{len(data)} bytes: {shown(str(error))}",
+        got=f"{len(data)} bytes: {why}",
         allowed=" or ".join(FORMATS),
         fix="check that the whole file was sent",
     )
