@@ -20,6 +20,7 @@ from serving.metrics import ReplicaMetrics
 from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
 from serving.protocol.openapi import openapi
+from serving.protocol.reading import refuse_encodings
 from serving.replica import Loaded, Replica
 
 LONG_BODY_BYTES = 128 * 1024
@@ -127,6 +128,7 @@ class ModelApp(HttpApp):
     async def _predict(self, request: Request) -> Response:
         now_s = self._clock.monotonic_s()
         body = await self.read_body(request)
+        refuse_encodings(request.headers)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
         with self._replica.lease() as loaded:
             parsed = await self._parse(loaded, loaded.codec.parse_predict, body, content_type)

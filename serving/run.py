@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.connection import connect
 from cluster.errors import TandemError, shown
 from cluster.local import LocalRay
 from cluster.registry import Registry
@@ -65,18 +66,17 @@ def run_service(
     models = check_models(service)
     stopping = _Stop()
     with stopping, contextlib.ExitStack() as stack:
+        local = None
         if address is None:
             cpus = _cpus_needed(service)
             env = ingress_env(haproxy=haproxy, loopback=host == LOOPBACK)
             local = LocalRay.start(num_cpus=cpus, env=env, purpose=f"serve {service.name}")
             stack.callback(local.stop)
-            os.environ.update(local.env)
-            address = local.address
             print(f"listens beyond this machine: {describe_exposure(host, env)}", file=sys.stderr)  # noqa: T201
         port = port or free_port()
         url = f"http://{_reachable(host)}:{port}"
-        stack.enter_context(_serving(service, address, host, port))
-        stopping.listen()  # again: connecting to Ray puts a handler of its own on SIGTERM, which aborts
+        stack.enter_context(_serving(service, address, local, host, port))
+        stopping.listen()  # again: whoever connects to Ray or starts Serve may have put handlers of its own
         if not _await_ready(service, url, stopping, clock.monotonic_s() + ready_deadline_s, clock):
             return 0
         _announce(url, models, json_output)
@@ -129,17 +129,17 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _serving(service: Service, address: str, host: str, port: int) -> Iterator[None]:
+def _serving(
+    service: Service, address: str | None, local: LocalRay | None, host: str, port: int
+) -> Iterator[None]:
     """The service's applications, deployed and, at the end, drained."""
-    import ray
-    from ray import serve
-    from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
+    with connect(address, namespace="serve", local=local):
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+        from ray.serve.schema import LoggingConfig
 
-    from serving.app import build
+        from serving.app import build
 
-    ray.init(address, namespace="serve", log_to_driver=False, configure_logging=False)
-    try:
         serve.start(
             http_options=HTTPOptions(host=host, port=port),
             proxy_location="EveryNode",
@@ -152,8 +152,6 @@ def _serving(service: Service, address: str, host: str, port: int) -> Iterator[N
             yield
         finally:
             _drain([application.name for application in wanted])
-    finally:
-        ray.shutdown()
 
 
 def _drain(names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cluster.errors import BadRequest, TooLarge, Unprocessable, UnsupportedMedia
+from cluster.errors import BadRequest, TooLarge, Unprocessable
 from cluster.signature import Signature
 from serving.protocol.limits import Limits
 from serving.protocol.reading import (
@@ -21,6 +21,7 @@ from serving.protocol.reading import (
     listed,
     near,
     read_json,
+    refuse_encodings,
 )
 from serving.protocol.requests import HEADER_LENGTH, Arrays, InferRequest, OutputSpec, Parameters
 from serving.protocol.tensors import TensorReader
@@ -47,7 +48,7 @@ def parse(
 ) -> InferRequest:
     """Read an infer request; see `Codec.parse_oip`."""
     check_body_size(body, limits)
-    _refuse_encodings(headers)
+    refuse_encodings(headers)
     json_bytes = _json_bytes(headers, len(body))
     text = body if json_bytes == len(body) else body[:json_bytes]
     document = as_object(read_json(text, limits), "the request", ("inputs",), ("id", "parameters", "outputs"))
@@ -85,17 +86,6 @@ def parse(
         outputs=_requested_outputs(document.get("outputs"), parameters, signature),
         parameters=parameters,
     )
-
-
-def _refuse_encodings(headers: Mapping[bytes, bytes]) -> None:
-    encoding = headers.get(b"content-encoding", b"").strip().lower()
-    if encoding not in (b"", b"identity"):
-        raise UnsupportedMedia(
-            "a compressed body is not taken",
-            got=f"content-encoding {brief(encoding.decode('latin-1'))}",
-            allowed="no content-encoding, or identity",
-            fix="send the body as it is; binary tensors are smaller than JSON",
-        )
 
 
 def _json_bytes(headers: Mapping[bytes, bytes], body_bytes: int) -> int:

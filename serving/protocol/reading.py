@@ -7,12 +7,12 @@ limit, and a 422 if it is sound but not what the model takes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import orjson
 
-from cluster.errors import BadRequest, TooLarge
+from cluster.errors import BadRequest, TooLarge, UnsupportedMedia
 from serving.protocol.limits import Limits
 from serving.protocol.requests import Parameters
 
@@ -148,3 +148,15 @@ def as_parameters(value: Any, what: str) -> Parameters:
             fix="leave out parameters that hold lists or objects",
         )
     return value
+
+
+def refuse_encodings(headers: Mapping[bytes, bytes]) -> None:
+    """Raises UnsupportedMedia for a body that is compressed."""
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    if encoding not in (b"", b"identity"):
+        raise UnsupportedMedia(
+            "a compressed body is not taken",
+            got=f"content-encoding {brief(encoding.decode('latin-1'))}",
+            allowed="no content-encoding, or identity",
+            fix="send the body as it is; binary tensors are smaller than JSON",
+        )

@@ -1,19 +1,31 @@
 """Small parts of serving: runtimes, layout, scaling, exposition, ingress settings, arguments."""
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from servables import GATHER, LABELS, MLP, TABLE, gather_graph, mlp_graph, publish, table_graph
 
-from cluster.errors import Damaged
+from cluster.connection import Unreachable
+from cluster.errors import BadInput, Damaged, TandemError
 from cluster.manifest import Artifacts
-from cluster.storage import memory_store
+from cluster.names import ModelRef
+from cluster.registry import Registry
+from cluster.storage import memory_store, open_store
 from serving.exposition import merge
+from serving.http import Request
 from serving.ingress import describe_exposure, free_ports, ingress_env
 from serving.layout import applications
+from serving.metrics import ReplicaMetrics
+from serving.model_app import ModelApp
+from serving.replica import Replica
+from serving.run import run_service
 from serving.runtimes import load_runtime
 from serving.runtimes.onnx import OnnxRuntime
 from serving.scaling import replicas_for
-from serving.service import Service
+from serving.service import ServedModel, Service
 
 
 def test_onnx_runs_batches_of_floats_and_strings() -> None:
@@ -126,3 +138,43 @@ def test_haproxys_socket_fits_below_the_longest_temporary_folder() -> None:
     folder, name = ingress_env()["RAY_SERVE_HAPROXY_SOCKET_PATH"].rsplit("/", 1)
     path = f"{folder.replace('{temp_dir}', longest)}/{'f' * 56}/{name}"
     assert len(path) <= 97
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m:predict", "/v2/models/m/infer"])
+def test_a_compressed_body_is_refused_on_every_route(path: str) -> None:
+    store = memory_store()
+    publish(store, "m", mlp_graph(0), MLP)
+
+    async def status() -> int:
+        metrics = ReplicaMetrics("m")
+        replica = Replica(ServedModel(model="m@live"), store, metrics)
+        replica.start(replica.load(Registry(store).resolve(ModelRef("m", "live"))))
+        app = ModelApp(replica, metrics, _nothing)
+        message = {"type": "http.request", "body": b"\x1f\x8b", "more_body": False}
+
+        async def receive() -> dict[str, Any]:
+            return message
+
+        headers = {b"content-type": b"application/json", b"content-encoding": b"gzip"}
+        try:
+            return (await app.respond_to(Request("POST", path, headers, "1", receive))).status
+        finally:
+            await replica.stop()
+
+    assert asyncio.run(status()) == 415
+
+
+async def _nothing() -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(("address", "error"), [("foo", BadInput), ("127.0.0.1:1", Unreachable)])
+def test_a_wrong_address_is_told_before_ray_is_asked(
+    tmp_path: Path, address: str, error: type[TandemError]
+) -> None:
+    store = open_store(str(tmp_path))
+    publish(store, "m", mlp_graph(0), MLP)
+    service = Service.model_validate({"store": store.uri, "models": [{"model": "m@live"}]})
+    with pytest.raises(error) as caught:
+        run_service(service, address=address)
+    assert caught.value.fix
