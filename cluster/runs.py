@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.config import Frozen
-from cluster.errors import NotFound
+from cluster.errors import Damaged, NotFound, shown
 from cluster.manifest import Artifacts
 from cluster.names import check_name
 from cluster.storage import Store
@@ -48,8 +50,14 @@ class RunResult(Frozen):
     gate: Literal["passed", "failed"]
 
 
+R = TypeVar("R", bound=Frozen)
+
+
 class Run:
-    """One run's corner of a store."""
+    """One run's corner of a store.
+
+    Whatever reads a record raises `Damaged` where its file isn't what Tandem wrote.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
@@ -61,7 +69,7 @@ class Run:
         key = f"{self.prefix}/run.json"
         if self.store.put_if_absent(key, record.model_dump_json(indent=1).encode()):
             return record
-        return RunRecord.model_validate_json(self.store.get(key))
+        return self._read(RunRecord, "run.json")
 
     def record(self) -> RunRecord:
         """What the run was asked to do.
@@ -70,7 +78,7 @@ class Run:
             NotFound: there is no such run.
         """
         try:
-            return RunRecord.model_validate_json(self.store.get(f"{self.prefix}/run.json"))
+            return self._read(RunRecord, "run.json")
         except NotFound:
             raise NotFound(
                 f"no run '{self.name}' in {self.store.uri}", fix="list them: tandem runs --store URI"
@@ -83,9 +91,24 @@ class Run:
     def result(self) -> RunResult | None:
         """How the run ended, None while it hasn't."""
         try:
-            return RunResult.model_validate_json(self.store.get(f"{self.prefix}/result.json"))
+            return self._read(RunResult, "result.json")
         except NotFound:
             return None
+
+    def _read(self, kind: type[R], file: str) -> R:
+        key = f"{self.prefix}/{file}"
+        data = self.store.get(key)
+        try:
+            return kind.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Damaged(
+                f"'{key}' in {self.store.uri} is damaged",
+                got=f"{len(data)} bytes: {f'{where}: ' if where else ''}{shown(first['msg'])}",
+                allowed=f"the {file} that a run of Tandem wrote",
+                fix=f"restore the file from a copy, or remove {self.prefix} and train again",
+            ) from None
 
     def checkpoints(self) -> Artifacts:
         """The run's checkpoints."""

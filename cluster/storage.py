@@ -169,14 +169,19 @@ class Store:
         said = str(error).split("\n", 1)[0]
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
         refused = refused or " 401 " in said or " 403 " in said  # which listings report as any failure
+        no_credentials = "169.254" in str(error) or "credential" in str(error).lower()
+        if refused:
+            fix = "check the credentials and their rights"
+        elif no_credentials and self.uri.startswith("s3:"):  # with none at hand, it asks EC2's metadata
+            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials"
+        else:
+            fix = "check the endpoint, the network and the space left, then try again"
         return StorageError(
             f"{doing} '{key}' in {self.uri} failed",
             got=shown(said),
             allowed="a store that answers within "
             f"{self._deadlines.total_s:g} s and lets these credentials read, write and delete",
-            fix="check the credentials and their rights"
-            if refused
-            else "check the endpoint, the network and the space left, then try again",
+            fix=fix,
         )
 
 

@@ -109,7 +109,7 @@ def runs(context: typer.Context, store: StoreOption = DEFAULT_STORE, json_output
     from cluster.runs import Run, run_names
 
     opened = existing_store(store)
-    found = [summary for name in run_names(opened) if (summary := _summary(Run(opened, name)))]
+    found = [summary for name in run_names(opened) if (summary := _listed(Run(opened, name)))]
     if json_output:
         for summary in found:
             output.emit(summary)
@@ -184,10 +184,30 @@ def _facts(result: RunResult) -> dict[str, object]:
     }
 
 
+def _listed(run: Run) -> dict[str, Any] | None:
+    """As `_summary`, but one damaged run must not hide the others."""
+    from cluster.errors import Damaged
+
+    try:
+        return _summary(run)
+    except Damaged:
+        return {
+            "run": run.name,
+            "model": None,
+            "state": "damaged",
+            "step": None,
+            "version": None,
+            "metrics": {},
+        }
+
+
 def _summary(run: Run) -> dict[str, Any] | None:
     """One run, for the table and for JSON; None for a folder that no run has claimed.
 
     A run that died and one that goes on look the same from here.
+
+    Raises:
+        Damaged: one of its records can't be read.
     """
     from cluster.errors import NotFound
 

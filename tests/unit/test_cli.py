@@ -92,6 +92,21 @@ def test_a_run(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run 'never'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["run.json", "result.json"])
+def test_a_damaged_run_is_named_and_hides_no_other(
+    store: Store, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    store.put(f"runs/done/{file}", b'{"run": "done", ')
+    states = {run["run"]: run["state"] for run in told(capsys, "runs")}
+    assert states == {"done": "damaged", "refused": "gate refused", "going": "not finished"}
+    assert main(["runs"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    for argv in (["runs", "show", "done"], ["logs", "done"]):
+        assert main(argv) == 1
+        told_parts = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+        assert told_parts == ["error", "got", "allowed", "fix"]
+
+
 def test_logs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     events = EventWriter(store, "runs/done", "a")
     events.write("step", step=1, loss=0.5)

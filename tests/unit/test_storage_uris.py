@@ -7,6 +7,7 @@ from threading import Barrier
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from cluster.errors import BadInput, NotFound, StorageError
 from cluster.storage import Location, Store, memory_store, open_store
@@ -133,3 +134,21 @@ def test_a_directory_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> N
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="can't be used"):
         open_store(str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "said", "fix"),
+    [
+        (
+            "s3://b/x",
+            "Generic S3 error: sending to http://169.254.169.254/latest/api/token",
+            "AWS_ACCESS_KEY_ID",
+        ),
+        ("s3://b/x", "Generic S3 error: the credential provider failed", "AWS_ACCESS_KEY_ID"),
+        ("s3://b/x", "Generic S3 error: timed out", "the network"),
+        ("gs://b/x", "Generic GCS error: http://169.254.169.254/ timed out", "the network"),
+    ],
+)
+def test_missing_keys_are_told_from_a_store_out_of_reach(uri: str, said: str, fix: str) -> None:
+    error = Store(MemoryStore(), uri)._translated("reading", "k", OSError(said))
+    assert fix in str(error)
