@@ -233,7 +233,10 @@ def _driver(
     address: str, namespace: str, runtime_env: Mapping[str, Any] | None, log_to_driver: bool
 ) -> Iterator[None]:
     import ray
+    from ray._private import worker as ray_worker
 
+    # Without this, Ray tells of workers that died on stdout even where logs are not asked for.
+    ray_worker._worker_logs_enabled = log_to_driver
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM) if in_main_thread else None
     try:
