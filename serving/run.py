@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -140,6 +141,7 @@ def _serving(
 
         from serving.app import build
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what it says at a start alarms for nothing
         serve.start(
             http_options=HTTPOptions(host=host, port=port),
             proxy_location="EveryNode",

@@ -30,6 +30,7 @@ from training.publish import GROUP_BYTES, Published, check_free, publish
 from training.split import split_rows
 from training.statistics import MAX_INTEGER_CLASSES
 
+_FEWEST_ROWS_A_CLASS = 5
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IMAGE_GROUP_ROWS = 1024
 _DECODE_THREADS = 4
@@ -238,7 +239,9 @@ def _classes(source: str, labels: pa.ChunkedArray, name: str) -> NDArray[Any]:
             fix="fill or remove those rows",
         )
     codes: NDArray[Any] = strings.combine_chunks().dictionary_encode().indices.to_numpy()
-    many = len(codes) > 0 and codes.max() >= MAX_INTEGER_CLASSES
+    # Whole numbers that hardly repeat are a quantity too: prices, ages, counts.
+    kinds = int(codes.max()) + 1 if len(codes) else 0
+    many = kinds > MAX_INTEGER_CLASSES or kinds * _FEWEST_ROWS_A_CLASS > len(codes)
     is_quantity = pat.is_floating(labels.type) or (pat.is_integer(labels.type) and many)
     return np.zeros_like(codes) if is_quantity else codes
 

@@ -102,7 +102,9 @@ def run_worker(
         epochs=optimization.epochs,
     )
     recorder = (
-        _Recorder(recipe, run, state, restored, attempt, world, total_steps, report, events, clock)
+        _Recorder(
+            recipe, run, state, restored, attempt, world, total_steps, facts.rows, report, events, clock
+        )
         if rank == 0
         else None
     )
@@ -164,6 +166,7 @@ class _Recorder:
         attempt: str,
         world: int,
         total_steps: int,
+        rows: int,
         report: Callable[[Progress], None],
         events: EventWriter,
         clock: Clock,
@@ -193,6 +196,7 @@ class _Recorder:
             "training",
             step=state.step,
             total_steps=total_steps,
+            epoch=min(state.cursor // rows, recipe.optimization.epochs - 1),
             epochs=recipe.optimization.epochs,
             workers=world,
             checkpoint=restored.number,
@@ -264,6 +268,7 @@ class _Recorder:
             "checkpoint-committed", checkpoint=manifest.number, step=meta.step, cursor=meta.cursor
         )
         self._newest = manifest.number
+        self._events.flush()  # so that a run that is killed has told of every checkpoint
 
     def _not_committed(self, error: TandemError) -> None:
         self._events.write("checkpoint-failed", why=str(error))
