@@ -8,13 +8,16 @@ are the `key=value` words of the command line: `workers.max=4`.
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails
 
 from cluster.errors import BadInput, shown
 
@@ -22,10 +25,36 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_DEPTH = 50
 
 
+def _make_numbers_strict(schema: Any) -> None:
+    """In the schema of one model's fields; models below it are references, and see to their own."""
+    if isinstance(schema, dict):
+        is_schema = isinstance(schema.get("type"), str)  # otherwise a mapping of fields by name
+        if is_schema and schema["type"] in ("int", "float"):
+            schema["strict"] = True
+        for name, part in schema.items():
+            # A key in JSON is always a text, and how a value is written is no matter of reading it.
+            if not (is_schema and name in ("metadata", "serialization", "keys_schema")):
+                _make_numbers_strict(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _make_numbers_strict(part)
+
+
 class Frozen(BaseModel):
-    """The base of everything configured or written as JSON: immutable, unknown keys refused."""
+    """The base of everything configured or written as JSON: immutable, unknown keys refused.
+
+    A number must be one: true and "5" are not 1 and 5. (An integer does for a float.) Pydantic's strict
+    mode would also refuse what JSON and YAML can't write otherwise, as lists for tuples and texts for
+    dates, so only numbers are made strict.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _make_numbers_strict(handler.resolve_ref_schema(schema))
+        return schema
 
 
 F = TypeVar("F", bound=Frozen)
@@ -37,19 +66,7 @@ def load_yaml(model: type[F], path: Path, overrides: Sequence[str] = ()) -> F:
     Raises:
         BadInput: the file can't be read, isn't YAML, or breaks a rule; every broken rule is listed.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadInput(
-                f"'{path}' is too large",
-                got=f"{path.stat().st_size} bytes",
-                allowed=f"at most {MAX_FILE_BYTES} bytes",
-            )
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BadInput(
-            f"'{path}' can't be read", got=shown(str(error)), allowed="a YAML file in UTF-8"
-        ) from None
-    return parse_yaml(model, text, str(path), overrides)
+    return parse_yaml(model, _text_of(path), str(path), overrides)
 
 
 def parse_yaml(model: type[F], text: str, source: str, overrides: Sequence[str] = ()) -> F:
@@ -85,24 +102,62 @@ def validated(model: type[F], data: Mapping[str, Any], source: str) -> F:
         raise _explained(error, model, None, source, ()) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, as YAML 1.2 and everyone who writes it do; to YAML 1.1 it is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe would otherwise last until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadInput(
+                    f"'{path}' is not a file",
+                    got="a folder, a device or a pipe",
+                    allowed="a YAML file in UTF-8",
+                    fix="write it to a file, and name that",
+                )
+            data = file.read(MAX_FILE_BYTES + 1)  # its size says little: a file may grow
+        if len(data) > MAX_FILE_BYTES:
+            raise BadInput(
+                f"'{path}' is too large",
+                got=f"more than {MAX_FILE_BYTES} bytes",
+                allowed=f"at most {MAX_FILE_BYTES} bytes",
+            )
+        return data.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"'{path}' can't be read", got=shown(str(error)), allowed="a YAML file in UTF-8"
+        ) from None
+
+
 def _compose(text: str) -> yaml.Node | None:
     """The text as a tree of nodes, which know their lines; None for an empty text."""
     _refuse_tricks(text)
-    tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    tree = yaml.compose(text, Loader=_Loader)
     if tree is not None:
         _refuse_repeats(tree)
     return tree
 
 
 def _constructed(tree: yaml.Node) -> Any:
-    return yaml.SafeLoader("").construct_document(tree)
+    return _Loader("").construct_document(tree)
 
 
 def _refuse_tricks(text: str) -> None:
     """Refuse what a file of settings has no use for: aliases can expand without end, tags can construct
     what nobody expects, and deep nesting exhausts the stack."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             _refuse("an alias ('*')", event)
         if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):

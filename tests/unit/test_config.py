@@ -1,13 +1,15 @@
 """Files are read strictly, and every mistake names its line, its value and what is allowed."""
 
 import contextlib
+import json
+import os
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cluster.config import MAX_FILE_BYTES, Frozen, load_yaml, parse_yaml
 from cluster.errors import BadInput
@@ -74,6 +76,38 @@ def test_every_broken_rule_is_listed() -> None:
     assert error.fix.count("also:") == 2
 
 
+class Numbers(Frozen):
+    count: int = Field(1, ge=0)
+    rate: float | None = None
+    sizes: tuple[int, ...] = ()
+    metadata: dict[str, float] = {}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"count": value} for value in (True, "5", 5.5)),
+        *({"rate": value} for value in (True, "1.5")),
+        *({"sizes": [value]} for value in (False, "5")),
+        *({"metadata": {"a": value}} for value in (True, "5")),
+    ],
+)
+def test_nothing_is_taken_for_a_number_that_is_none(values: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        parse_yaml(Numbers, json.dumps(values), "f")
+    with pytest.raises(BadInput):
+        parse_yaml(Numbers, "", "f", [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    with pytest.raises(ValidationError):
+        Numbers.model_validate_json(json.dumps(values))
+
+
+def test_numbers_come_back_from_json_and_as_people_write_them() -> None:
+    numbers = parse_yaml(Numbers, "count: 2\nrate: 1e-3\nsizes: [1, 2]\nmetadata: {a: 1, b: 2.5e3}", "f")
+    assert numbers == Numbers(count=2, rate=0.001, sizes=(1, 2), metadata={"a": 1.0, "b": 2500.0})
+    assert Numbers.model_validate_json(numbers.model_dump_json()) == numbers
+    assert parse_yaml(Numbers, "", "f", ["rate=3E4"]).rate == 30000
+
+
 def test_a_key_given_twice_is_refused_at_any_depth() -> None:
     assert "file.yaml:2" in refused("name: a\nname: b\n").failed
     assert "twice" in refused("name: a\ninner: {size: 1, size: 2}\n").got
@@ -105,7 +139,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     big, binary = tmp_path / "big", tmp_path / "binary"
     big.write_text("#" * (MAX_FILE_BYTES + 1))
     binary.write_bytes(b"\xff\xfe\x00")
-    for path in (big, binary, tmp_path, tmp_path / "none", Path("a\0b")):
+    os.mkfifo(tmp_path / "pipe")
+    devices = (Path("/dev/zero"), Path("/dev/null"), tmp_path / "pipe")
+    for path in (big, binary, tmp_path, tmp_path / "none", Path("a\0b"), *devices):
         with pytest.raises(BadInput):
             load_yaml(Outer, path)
 
