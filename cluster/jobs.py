@@ -31,6 +31,7 @@ import yaml
 
 from cluster.connection import Unreachable, auth_token
 from cluster.errors import BadInput, RunFailed, shown
+from cluster.local import find
 
 DASHBOARD_PORT = 8265
 ANSWER_DEADLINE_S = 10.0
@@ -100,7 +101,10 @@ class Jobs:
             package: a folder importable as a Python package, for a task of the user's own.
             tandem: the command on the cluster.
         """
-        command = [*shlex.split(tandem), "train", "recipe.yaml", "--json", "--run", run, "--address", "auto"]
+        # To Ray, "auto" is any Ray of the machine; where there may be several, the job is told which.
+        local = find(self.address)
+        address = local.address if local else "auto"
+        command = [*shlex.split(tandem), "train", "recipe.yaml", "--json", "--run", run, "--address", address]
         with tempfile.TemporaryDirectory(prefix="tandem-submit-") as folder:
             (Path(folder) / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
             if package is not None:
