@@ -84,7 +84,7 @@ def test_a_job_carries_the_recipe_and_the_package_and_gives_its_exit_code(
     assert "mine:\n__init__.py\n" in text
     assert "\n42\n" in text
     assert "\nname: it's\n" in text
-    assert "train recipe.yaml --json --run r-1 --address auto" in text
+    assert f"train recipe.yaml --json --run r-1 --address {local.address}" in text
     assert job.job_id.startswith("r-1-")
 
 
