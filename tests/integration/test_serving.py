@@ -270,11 +270,11 @@ def test_an_alias_swaps_under_load_without_a_failure(service: ServiceProcess, st
     with ThreadPoolExecutor(6) as pool:
         loaders = [pool.submit(load) for _ in range(6)]
         try:
+            # The load must have met version 1 before there is another one to meet.
+            wait_until(lambda: len(seen) > 40)
             for favourite in (2, 3):
                 version = publish_mlp(store, "digits", favourite)
-                wait_until(
-                    lambda v=str(version.version): all(s[0] == v for s in seen[-40:]) and len(seen) > 40
-                )
+                wait_until(lambda v=str(version.version): all(s[0] == v for s in seen[-40:]))
             registry.rollback("digits", "live", why="test")
             wait_until(lambda: all(s[0] == "2" for s in seen[-40:]))
         finally:
