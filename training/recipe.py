@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,8 @@ class Data(Frozen):
     eval: str
     label: str = "label"
     """The column to predict."""
+    cache_gib: float = Field(8, ge=0, le=100_000)
+    """How much of a remote dataset each machine may keep on its disk."""
 
     _uris = field_validator("train", "eval")(_canonical)
 
@@ -65,17 +67,45 @@ class Optimization(Frozen):
 
 
 class Checkpointing(Frozen):
-    """When training state is committed, and how many checkpoints are kept."""
+    """When training state is committed, how long the store may take, and how many checkpoints are kept."""
 
-    every_s: float | None = Field(60, gt=0)
+    every_s: Annotated[float, Field(gt=0)] | Literal["auto"] | None = 60
+    """`auto` weighs what a save costs, as measured, against what a failure would."""
     every_steps: int | None = Field(None, ge=1)
     keep: int = Field(3, ge=1)
+    """The newest so many."""
+    keep_best: int = Field(0, ge=0)
+    """And so many of those with the lowest training loss."""
+    retry_s: float = Field(600, gt=0, le=86_400)
+    """How long a store that fails is tried again before a checkpoint is given up; training goes on."""
+    upload_mb_per_s: float | None = Field(None, gt=0)
+    """Each worker's limit; without one, what leaves the steps undisturbed."""
 
     @model_validator(mode="after")
     def _check(self) -> Checkpointing:
         if self.every_s is None and self.every_steps is None:
             raise ValueError("every_s, every_steps or both: a run without checkpoints can't recover")
         return self
+
+
+class Faults(Frozen):
+    """When a worker counts as lost, and what is done about a batch that ruins the weights."""
+
+    silent_s: float = Field(8, ge=2, le=3600)
+    """A worker process that says nothing for so long (stopped, frozen, cut off) is replaced."""
+    stuck_s: float = Field(300, ge=2, le=86_400)
+    """A step that takes so long is a hang: the worker that is behind is replaced."""
+    spike_factor: float | None = Field(None, gt=1)
+    """A step's loss above so many times the recent median is treated as one that isn't finite."""
+    skip_at_most: int = Field(3, ge=0)
+    """Batches whose loss isn't finite are undone and left out; more than so many end the run."""
+
+
+class Cost(Frozen):
+    """What a worker costs, for the run's account."""
+
+    per_worker_hour: float = Field(ge=0)
+    currency: str = Field("USD", min_length=1, max_length=8)
 
 
 class Gate(Frozen):
@@ -113,8 +143,12 @@ class Recipe(Frozen):
     checkpoint: Checkpointing = Checkpointing()
     gate: Gate | None = None
     promote_to: Name | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Whole state on every worker, or sharded over them (FSDP2)."""
+    faults: Faults = Faults()
+    cost: Cost | None = None
     max_failures: int = Field(3, ge=0)
-    """Worker failures after which the run gives up."""
+    """Worker failures without a new checkpoint in between, after which the run gives up."""
 
     _store = field_validator("store")(_canonical)
 

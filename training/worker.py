@@ -236,7 +236,7 @@ class _Recorder:
 
     def _due(self, now_s: float) -> bool:
         policy = self._policy
-        by_time = policy.every_s is not None and now_s - self._saved_s >= policy.every_s
+        by_time = isinstance(policy.every_s, float | int) and now_s - self._saved_s >= policy.every_s
         by_step = policy.every_steps is not None and self._state.step - self._saved_step >= policy.every_steps
         return by_time or by_step
 
