@@ -8,6 +8,11 @@ A writer that dies before the manifest leaves nothing that a reader can see; two
 number can't mix their files, and one of them loses. A reader checks each file's size and SHA-256
 while it reads, and `newest` falls back past whatever is damaged, saying so.
 
+Writers that follow one another are ordered (`Writer`). A writer takes one number after another and
+never jumps, so it meets whatever a newer one wrote, and stops there for ever. One that takes over
+writes a `fence` first, an entry without files: from then on its predecessor, even one that wakes up
+hours later in the middle of a commit, can write nothing behind it.
+
 Used for checkpoints and servables; knows nothing of what is in them.
 """
 
@@ -17,6 +22,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import total_ordering
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +46,27 @@ class FileEntry(Frozen):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+@total_ordering
+class Writer(Frozen):
+    """Who writes, in the order in which writers replace one another.
+
+    `epoch` counts the drivers of a run (cluster.lease), `generation` the worker groups of a driver.
+    """
+
+    epoch: int = Field(ge=0)
+    generation: int = Field(ge=0)
+
+    def __lt__(self, other: Writer) -> bool:
+        return (self.epoch, self.generation) < (other.epoch, other.generation)
+
+    def __str__(self) -> str:
+        return f"driver {self.epoch}, generation {self.generation}"
+
+
+FIRST_WRITER = Writer(epoch=0, generation=0)
+"""Who is taken to have written a manifest that names no writer."""
+
+
 class Manifest(Frozen):
     """What an artifact consists of. `meta` is whatever its owner records beside the files."""
 
@@ -49,6 +76,10 @@ class Manifest(Frozen):
     nonce: str
     files: dict[str, FileEntry]
     meta: dict[str, Any] = {}
+    # Not written where they say nothing, so that digests made before there were such fields still hold.
+    writer: Writer | None = Field(None, exclude_if=lambda writer: writer is None)
+    is_fence: bool = Field(False, exclude_if=lambda is_fence: not is_fence)
+    """No artifact, only the sign that a newer writer has taken over."""
     digest: str = ""
     """SHA-256 of all of the above, so that a changed bit in the manifest itself is seen too."""
 
@@ -83,6 +114,10 @@ class Artifacts:
         """The key of a manifest."""
         return self._log.key(number)
 
+    def folder(self, number: int, nonce: str) -> str:
+        """Where the files of an attempt at artifact `number` belong; `nonce` is the attempt's own."""
+        return f"{self._prefix}/{number:08d}/{nonce}"
+
     def commit(self, number: int, files: Mapping[str, bytes | Path], meta: Mapping[str, Any]) -> Manifest:
         """Write an artifact whole: its files, side by side, then its manifest.
 
@@ -96,7 +131,7 @@ class Artifacts:
             StorageError: the store failed; nothing exists.
         """
         nonce = secrets.token_hex(8)
-        folder = f"{self._prefix}/{number:08d}/{nonce}"
+        folder = self.folder(number, nonce)
 
         def upload(name: str) -> FileEntry:
             data = files[name]
@@ -124,8 +159,112 @@ class Artifacts:
             )
         return manifest
 
+    def publish(
+        self,
+        number: int,
+        nonce: str,
+        entries: Mapping[str, FileEntry],
+        meta: Mapping[str, Any],
+        writer: Writer,
+    ) -> Manifest:
+        """Make an artifact of files that are in the store already, unless a newer writer has taken over.
+
+        It may be called again with the same arguments after a `StorageError`, which leaves it open
+        whether the artifact exists: there is never a second one.
+
+        Args:
+            number: the number after the newest one this writer knows of. The artifact gets the next
+                one where an older writer, or an earlier attempt of this one, has taken it.
+            nonce: the attempt's own; see `folder`.
+
+        Returns:
+            The manifest, with the number that it got.
+
+        Raises:
+            Conflict: a newer writer has taken over; this one must stop for good.
+            StorageError: the store failed.
+        """
+        manifest = Manifest(
+            kind=self._kind,
+            number=number,
+            nonce=nonce,
+            files=dict(entries),
+            meta=dict(meta),
+            writer=writer,
+        )
+        return self._append(manifest, writer)
+
+    def fence(self, writer: Writer) -> Manifest:
+        """Shut out every older writer: what it has not committed by now, it never will.
+
+        Raises:
+            Conflict: a newer writer than `writer` has been here.
+            StorageError: the store failed.
+        """
+        head = self.head()
+        newest = next((m for number in range(head, 0, -1) if (m := self._standing(number))), None)
+        if newest is not None:
+            self._check_not_newer(newest, writer)
+        manifest = Manifest(
+            kind=self._kind,
+            number=head + 1,
+            nonce=secrets.token_hex(8),
+            files={},
+            writer=writer,
+            is_fence=True,
+        )
+        return self._append(manifest, writer)
+
+    def _append(self, manifest: Manifest, writer: Writer) -> Manifest:
+        """Write a manifest with its number, or the next one that no older writer has taken."""
+        while True:
+            manifest = manifest.sealed()
+            if self._log.try_append(manifest.number, manifest.model_dump_json(indent=1).encode()):
+                return manifest
+            winner = self._standing(manifest.number)
+            if winner is not None:
+                if (winner.nonce, winner.writer) == (manifest.nonce, writer):
+                    return winner
+                self._check_not_newer(winner, writer)
+            manifest = manifest.model_copy(update={"number": manifest.number + 1})
+
+    def _standing(self, number: int) -> Manifest | None:
+        """What stands at a number that is taken; None where that can't be told.
+
+        A damaged entry doesn't stop a writer: if a newer one wrote it, the next entry tells.
+        """
+        try:
+            return self.read(number)
+        except Damaged:
+            return None
+
+    def _check_not_newer(self, winner: Manifest, writer: Writer) -> None:
+        newer = winner.writer or FIRST_WRITER
+        if newer > writer:
+            raise Conflict(
+                f"a newer writer has taken over '{self._prefix}'",
+                got=f"{writer}, and entry {winner.number} by {newer}",
+                allowed="the newest writer only",
+                fix="nothing is lost: let this process end, the newer one goes on",
+            )
+
+    def last(self, head: int = 0) -> Manifest | None:
+        """The newest manifest of an artifact, its files unread; None where there is none.
+
+        Args:
+            head: the newest number, where the caller knows it.
+
+        Raises:
+            Damaged: it isn't what was written.
+        """
+        for number in range(head or self.head(), 0, -1):
+            manifest = self.read(number)
+            if not manifest.is_fence:
+                return manifest
+        return None
+
     def read(self, number: int) -> Manifest:
-        """The manifest of artifact `number`.
+        """The manifest of artifact `number`, which may be a fence.
 
         Raises:
             NotFound: there is none.
@@ -153,7 +292,7 @@ class Artifacts:
     def newest(
         self, load: Callable[[Manifest], T], on_damage: Callable[[int, Exception], None], head: int = 0
     ) -> tuple[Manifest, T] | None:
-        """Load the newest artifact that is whole, falling back past damaged ones.
+        """Load the newest artifact that is whole, falling back past damaged ones, and past fences silently.
 
         Args:
             load: reads the artifact's files (through `read_file`) and builds what the caller wants.
@@ -161,11 +300,14 @@ class Artifacts:
             head: the newest number, where the caller knows it.
 
         Returns:
-            The manifest and what `load` gave, or None where no artifact is whole.
+            The manifest and what `load` gave, or None where no artifact is whole. There has been
+            none at all (only fences, or nothing) if `on_damage` was not called either.
         """
         for number in range(head or self.head(), 0, -1):
             try:
                 manifest = self.read(number)
+                if manifest.is_fence:
+                    continue
                 return manifest, load(manifest)
             except (Damaged, NotFound) as error:
                 on_damage(number, error)

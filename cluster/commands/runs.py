@@ -108,11 +108,8 @@ def _summary(run: Run) -> dict[str, Any] | None:
 def _last_step(run: Run) -> int | None:
     from cluster.errors import Damaged
 
-    checkpoints = run.checkpoints()
-    newest = checkpoints.head()
-    if newest == 0:
-        return None
     try:
-        return int(checkpoints.read(newest).meta["step"])
+        newest = run.checkpoints().last()
+        return int(newest.meta["step"]) if newest is not None else None
     except (Damaged, KeyError):
         return None
