@@ -69,7 +69,8 @@ def input_array(
             fix="convert the column where it is made",
         )
     if tensor.dtype == "BYTES":
-        _refuse_missing(_missing_strings(column), column, tensor, row_ids)
+        if not tensor.nullable:
+            _refuse_missing(_missing_strings(column), column, tensor, row_ids)
         values: NDArray[Any] = pc.fill_null(column.cast(pa.large_string()), "").to_numpy()
     else:
         values = _numbers(column, tensor, row_ids)
@@ -86,8 +87,7 @@ def target_array(table: pa.Table, facts: DatasetFacts, *, row_ids: RowIds | None
     if not facts.labels:
         label = Tensor(name=facts.label, dtype="FP32", shape=(-1,))
         return _numbers(column, label, row_ids)
-    classes = pc.index_in(column.cast(pa.large_string()), pa.array(facts.labels, pa.large_string()))
-    indices: NDArray[np.int64] = pc.fill_null(classes, -1).to_numpy().astype(np.int64)
+    indices = _class_indices(column, facts.labels)
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         raise BadInput(
@@ -135,7 +135,8 @@ def model_input(
         return input_array(table, tensor, pool=pool, row_ids=row_ids)
     # The same as encode_words(input_array(…)), without making a Python string of each value.
     column = _column(table, tensor.name)
-    _refuse_missing(_missing_strings(column), column, tensor, row_ids)
+    if not tensor.nullable:
+        _refuse_missing(_missing_strings(column), column, tensor, row_ids)
     indices = _word_indices(column.cast(pa.large_string()), vocabulary)
     return indices.reshape(-1, *(1 for _ in tensor.shape[1:]))
 
@@ -166,6 +167,21 @@ def _word_indices(words: Any, vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
     return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64) + 1
 
 
+def _class_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> NDArray[np.int64]:
+    """The place of each value among `labels`: int64, -1 where it isn't one of them."""
+    known = pa.array(labels, pa.large_string())
+    if pat.is_large_string(column.type):
+        found = pc.fill_null(pc.index_in(column, known), -1)
+        return np.asarray(found.to_numpy(), dtype=np.int64)
+    # A string is made of each distinct value only, since that takes longer than all the rest.
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    words = encoded.dictionary.cast(pa.large_string())
+    # A missing value's code is -1, so it finds the -1 that stands at the end.
+    of_code = np.append(pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False), -1)
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    return of_code.astype(np.int64)[codes]
+
+
 def _missing_strings(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     strings = column.cast(pa.large_string())
     return np.asarray(pc.fill_null(pc.equal(strings, ""), True).to_numpy())
@@ -194,9 +210,11 @@ def _numbers(column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None) ->
             fix="convert the column where it is made",
         )
     if dtype.kind == "f":
-        plain = column.cast(pa.float64(), safe=False).to_numpy()
+        plain = _as_floats(column)
         with np.errstate(over="ignore"):
-            values: NDArray[Any] = plain.astype(dtype)
+            values: NDArray[Any] = plain.astype(dtype, copy=False)
+        if np.isfinite(values).all():
+            return values
         _refuse_missing(np.isnan(values), column, tensor, row_ids)
         wrong = np.isinf(values)
     else:
@@ -214,6 +232,15 @@ def _numbers(column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None) ->
             allowed=f"finite numbers that fit {tensor.dtype}",
             fix="clean or rescale the column where it is made",
         )
+    return values
+
+
+def _as_floats(column: pa.ChunkedArray) -> NDArray[Any]:
+    """NaN where missing; without a copy where the column's own memory will do, so not to be written to."""
+    if pat.is_float32(column.type) or pat.is_float64(column.type):
+        values: NDArray[Any] = column.to_numpy()
+    else:
+        values = column.cast(pa.float64(), safe=False).to_numpy()
     return values
 
 

@@ -145,28 +145,45 @@ class Dataset:
             as `read_group`.
         """
         assert len(row_ids) == 0 or (row_ids.min() >= 0 and row_ids.max() < self.rows), "row out of range"
-        groups = np.searchsorted(self._first_rows, row_ids, side="right") - 1
-        # Ascending rows, as evaluation asks for, need neither be sorted nor be put back in order.
+        # Ascending rows, as evaluation asks for, need not be put back in order.
         ascending = bool((np.diff(row_ids) > 0).all())
-        by_group = np.arange(len(row_ids)) if ascending else np.argsort(groups, kind="stable")
-        touched, starts = np.unique(groups[by_group], return_index=True)
 
-        def part(index: int, places: NDArray[np.int64]) -> pa.Table:
+        def part(job: tuple[int, NDArray[np.int64]]) -> pa.Table:
+            index, places = job
             table = self.read_group(index, columns)
             if ascending and len(places) == table.num_rows:
                 return table
             return table.take(pa.array(row_ids[places] - self._first_rows[index]))
 
-        if not len(touched):
-            self._check_columns(columns)
-            return pa.schema([self.schema.field(name) for name in columns]).empty_table()
-        jobs = (touched.tolist(), np.split(by_group, starts[1:]))
-        joined = pa.concat_tables(pool.map(part, *jobs) if pool else map(part, *jobs)).combine_chunks()
+        jobs = self.by_group(row_ids)
+        if not jobs:
+            return self.empty(columns)
+        joined = pa.concat_tables(pool.map(part, jobs) if pool else map(part, jobs)).combine_chunks()
         if ascending:
             return joined
+        by_group = np.concatenate([places for _, places in jobs])
         back = np.empty_like(by_group)
         back[by_group] = np.arange(len(by_group))
         return joined.take(pa.array(back))
+
+    def by_group(self, row_ids: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Which row groups hold the rows: (index of the group, ascending places in `row_ids`) of each."""
+        groups = np.searchsorted(self._first_rows, row_ids, side="right") - 1
+        counts = np.bincount(groups, minlength=len(self.row_groups))
+        touched = np.flatnonzero(counts)
+        # numpy sorts 16-bit integers by radix, several times as fast as wider ones.
+        order = np.argsort(groups.astype(np.uint16) if len(counts) < 2**16 else groups, kind="stable")
+        parts = np.split(order, np.cumsum(counts[touched])[:-1]) if len(touched) else []
+        return list(zip(touched.tolist(), parts, strict=True))
+
+    def empty(self, columns: list[str]) -> pa.Table:
+        """A table of `columns` without rows.
+
+        Raises:
+            BadInput: no such column.
+        """
+        self._check_columns(columns)
+        return pa.schema([self.schema.field(name) for name in columns]).empty_table()
 
     def facts(self, label: str) -> DatasetFacts:
         """What training needs to know of the columns, `label` being the one to predict.

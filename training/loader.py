@@ -1,12 +1,17 @@
 """From Parquet to one worker's batches of arrays, along a plan, from a cursor, read ahead.
 
-A window of the plan is read at once, and of it only the rows that this worker uses: each row group
-is read once an epoch, however small the batches are. Numbers and words are converted a window at a
-time, so that a batch is a few array look-ups; images are decoded a batch at a time, since decoded
-they take far more memory than as files.
+A window of the plan is read at once, and of it only the rows that this worker uses are kept: each
+row group is read once an epoch, however small the batches are. Numbers and words are converted a row
+group at a time and strewn over the window's arrays in the order of use, so that a batch is a part of
+each array, not a copy; images are decoded a batch at a time, since decoded they take far more memory
+than as files.
 
-Threads: one assembles batches in order; one prepares the window after the current; row groups are
-read, and images decoded, in a small pool each. None of them has a say in what a batch holds.
+Threads: one prepares the window after the current; row groups are read, and images decoded, in a
+small pool each. Where there are images, one more assembles batches in order; other batches are made
+where they are asked for. None of the threads has a say in what a batch holds.
+
+Tried and left out: one matrix of all columns with rows gathered from it (as fast, and more code);
+gathering batch by batch from arrays in the dataset's order (slower by half on tables).
 
 Knows nothing of torch's devices or process groups, nor of checkpoints.
 """
@@ -18,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -98,6 +104,8 @@ class Loader:
         self._decoders = ThreadPoolExecutor(threads, "tandem-decode")
         self._source = _Source(dataset, task, self._readers, self._decoders)
         self._augment = _Augment(task, plan, self._decoders) if _augments(task) else None
+        # A batch that is parts of a window takes less time to make than to hand to another thread.
+        self._cuts_only = self._source.is_plain and self._augment is None
         self._ready: deque[Future[HostBatch]] = deque()
         self._windows: dict[tuple[int, int], Future[_Window]] = {}
         self._closed = False
@@ -113,10 +121,13 @@ class Loader:
             StorageError: the dataset can't be read.
         """
         self._read_ahead()
-        if not self._ready:
-            raise StopIteration
         try:
-            batch = self._ready.popleft().result()
+            if self._cuts_only:
+                batch = self._assembled(self._taken())
+            elif self._ready:
+                batch = self._ready.popleft().result()
+            else:
+                raise StopIteration
         except BaseException:
             self.close()
             raise
@@ -143,32 +154,48 @@ class Loader:
     ) -> None:
         self.close()
 
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._next_cursor >= self._epochs * self._plan.rows_per_epoch
+
     def _read_ahead(self) -> None:
-        end = self._epochs * self._plan.rows_per_epoch
-        while not self._closed and self._next_cursor < end and len(self._ready) <= self._prefetch_batches:
-            batch = self._plan.batch(self._next_cursor, self._share.global_batch)
-            self._ready.append(self._assembler.submit(self._assembled, batch))
-            self._next_cursor += batch.rows
+        if self._cuts_only:
+            if not self._ended and not self._windows:
+                epoch, position = divmod(self._next_cursor, self._plan.rows_per_epoch)
+                bounds = self._plan.window_bounds(epoch)
+                self._window(epoch, int(np.searchsorted(bounds, position, side="right")) - 1)
+            return
+        while not self._ended and len(self._ready) <= self._prefetch_batches:
+            self._ready.append(self._assembler.submit(self._assembled, self._taken()))
+
+    def _taken(self) -> BatchRange:
+        if self._ended:
+            raise StopIteration
+        batch = self._plan.batch(self._next_cursor, self._share.global_batch)
+        self._next_cursor += batch.rows
+        return batch
 
     def _assembled(self, batch: BatchRange) -> HostBatch:
-        """Runs in the assembler's one thread, batch after batch."""
+        """The batch; called for one after the other."""
         positions, real_rows = self._share.positions(batch)
         bounds = self._plan.window_bounds(batch.epoch)
-        window_of = np.searchsorted(bounds, positions, side="right") - 1
+        first, last = np.searchsorted(bounds, positions[[0, -1]], side="right") - 1
+        cuts = np.searchsorted(positions, bounds[first : last + 2])
         parts = [
-            self._window(batch.epoch, int(number)).rows(self._source, positions[window_of == number])
-            for number in np.unique(window_of)
+            self._window(batch.epoch, int(first) + i).result().rows(self._source, positions[low:high])
+            for i, (low, high) in enumerate(pairwise(cuts))
         ]
         arrays, row_ids = parts[0] if len(parts) == 1 else _joined(parts)
         if self._augment is not None:
             arrays = self._augment(arrays, batch.epoch, positions)
         weight = np.ones(len(positions), np.float32)
-        weight[real_rows:] = 0
-        row_ids[real_rows:] = -1
+        if real_rows < len(positions):
+            weight[real_rows:] = 0
+            row_ids[real_rows:] = -1
         cursor = batch.epoch * self._plan.rows_per_epoch + batch.start
         return HostBatch(cursor, cursor + batch.rows, batch.epoch, batch.rows, arrays, weight, row_ids)
 
-    def _window(self, epoch: int, number: int) -> _Window:
+    def _window(self, epoch: int, number: int) -> Future[_Window]:
         """The window, with the one after it on its way and those before it forgotten."""
         last = number + 2 == len(self._plan.window_bounds(epoch))
         following = (epoch + 1, 0) if last else (epoch, number + 1)
@@ -177,7 +204,7 @@ class Loader:
                 self._windows[key] = self._preparer.submit(self._prepared, *key)
         for key in [key for key in self._windows if key < (epoch, number)]:
             del self._windows[key]
-        return self._windows[epoch, number].result()
+        return self._windows[epoch, number]
 
     def _prepared(self, epoch: int, number: int) -> _Window:
         low, high = self._plan.window_bounds(epoch)[number : number + 2]
@@ -187,22 +214,30 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Window:
-    """The rows of one window that this worker uses, in the order in which it uses them.
-
-    Leaving them in the dataset's order, and shuffling batch by batch, was tried: it is no faster.
-    """
+    """The rows of one window that this worker uses, in the order in which it uses them."""
 
     positions: NDArray[np.int64]
+    """Ascending."""
     row_ids: NDArray[np.int64]
     arrays: Arrays
     images: pa.Table
+    """In the dataset's order: a copy of the files would cost more than it saves."""
+    image_places: NDArray[np.int64]
+    """Where in `images` each position's are."""
 
     def rows(self, source: _Source, positions: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
-        """Arrays, and row ids, of some positions, which may repeat."""
-        places = np.searchsorted(self.positions, positions)
+        """Arrays, and row ids, of some ascending positions, the last of which may repeat.
+
+        Positions that follow one another, as they do but for padding, are parts of the window's own
+        memory: each row is used once, so nobody else is handed it.
+        """
+        first = int(np.searchsorted(self.positions, positions[0]))
+        places: slice | NDArray[np.int64] = slice(first, first + len(positions))
+        if positions[-1] - positions[0] != len(positions) - 1:
+            places = np.searchsorted(self.positions, positions)
         row_ids = self.row_ids[places]
         arrays = {name: values[places] for name, values in self.arrays.items()}
-        return source.decoded(self.images, places, row_ids) | arrays, row_ids
+        return source.decoded(self.images, self.image_places[places], row_ids) | arrays, row_ids
 
 
 class _Source:
@@ -217,16 +252,51 @@ class _Source:
         self._images = [tensor for tensor in signature.inputs if tensor.encoding is not None]
         self._plain = [tensor for tensor in signature.inputs if tensor.encoding is None]
         self._vocabularies = task.vocabularies()
-        self._columns = [*(tensor.name for tensor in signature.inputs), self._facts.label]
+        self._columns = list(
+            dict.fromkeys([*(tensor.name for tensor in signature.inputs), self._facts.label])
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is left to do once a window is there."""
+        return not self._images
 
     def window(self, positions: NDArray[np.int64], row_ids: NDArray[np.int64]) -> _Window:
-        table = self._dataset.read_rows(row_ids, self._columns, pool=self._readers)
+        """Each row group is read, converted and strewn over the window's arrays as a job of its own."""
+        like = self._converted(self._dataset.empty(self._columns), row_ids[:0])
+        arrays = {name: np.empty((len(row_ids), *a.shape[1:]), a.dtype) for name, a in like.items()}
+
+        def fill(job: tuple[int, NDArray[np.int64]]) -> tuple[pa.Table, NDArray[np.int64]]:
+            index, places = job
+            group = self._dataset.row_groups[index]
+            table = self._dataset.read_group(index, self._columns)
+            # For each row of the group the place that it goes to: the group is gone through once, in
+            # its own order, and memory is jumped about in only where the window is written.
+            goes_to = np.full(group.rows, -1, np.int64)
+            goes_to[row_ids[places] - group.first_row] = places
+            used = np.arange(group.rows, dtype=np.int64)
+            if len(places) < group.rows:
+                used = np.flatnonzero(goes_to >= 0)
+                table, goes_to = table.take(pa.array(used)), goes_to[used]
+            for name, values in self._converted(table, used + group.first_row).items():
+                arrays[name][goes_to] = values
+            return table.select([tensor.name for tensor in self._images]), goes_to
+
+        filled = list(self._readers.map(fill, self._dataset.by_group(row_ids)))
+        nothing = self._dataset.empty([tensor.name for tensor in self._images])
+        images = pa.concat_tables([nothing, *(part for part, _ in filled)]).combine_chunks()
+        image_places = np.empty(len(row_ids), np.int64)
+        order = np.concatenate([row_ids[:0], *(goes_to for _, goes_to in filled)])
+        image_places[order] = np.arange(len(order))
+        return _Window(positions, row_ids, arrays, images, image_places)
+
+    def _converted(self, table: pa.Table, row_ids: NDArray[np.int64]) -> Arrays:
+        """All but the images, as the model takes them; not to be written to."""
         arrays: Arrays = {
             tensor.name: model_input(table, tensor, self._vocabularies.get(tensor.name), row_ids=row_ids)
             for tensor in self._plain
         }
-        arrays[TARGET] = target_array(table, self._facts, row_ids=row_ids)
-        return _Window(positions, row_ids, arrays, table.select([tensor.name for tensor in self._images]))
+        return arrays | {TARGET: target_array(table, self._facts, row_ids=row_ids)}
 
     def decoded(self, images: pa.Table, places: NDArray[np.int64], row_ids: NDArray[np.int64]) -> Arrays:
         if not self._images:

@@ -85,6 +85,7 @@ class Plan:
         self.window_groups = window_groups
         self.shuffle = shuffle
         self._group_rows = np.asarray(group_rows, dtype=np.int64)
+        self._rows = int(self._group_rows.sum())
         self._group_first = np.concatenate(([0], np.cumsum(self._group_rows)))[:-1]
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
@@ -92,7 +93,7 @@ class Plan:
     @property
     def rows_per_epoch(self) -> int:
         """Rows of the dataset."""
-        return int(self._group_rows.sum())
+        return self._rows
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Batches in an epoch, the smaller last one included."""

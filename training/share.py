@@ -46,9 +46,19 @@ class Share:
         if epoch != first_epoch:
             origin = 0
         first = origin + max(0, low - origin) // self.global_batch * self.global_batch
-        used = [
-            self.positions(BatchRange(epoch, start, min(start + self.global_batch, rows)))[0]
-            for start in range(first, high, self.global_batch)
-        ]
-        every = np.unique(np.concatenate(used)) if used else np.empty(0, np.int64)
+        starts = np.arange(first, min(high, rows), self.global_batch, dtype=np.int64)
+        begins, counts = self._slices(starts, np.minimum(starts + self.global_batch, rows))
+        ends = np.cumsum(counts)
+        every = np.arange(counts.sum(), dtype=np.int64) + np.repeat(begins - (ends - counts), counts)
         return every[(every >= low) & (every < high)]
+
+    def _slices(
+        self, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of many batches at once: where the worker's slice begins, and how many positions it uses."""
+        # The arithmetic of `rank_slice`; a test holds the two together.
+        share, rest = np.divmod(stops - starts, self.world)
+        counts = share + (self.rank < rest)
+        begins = starts + self.rank * share + np.minimum(self.rank, rest)
+        # Where the slice is empty, the batch's first position stands in.
+        return np.where(counts > 0, begins, starts), np.maximum(counts, 1)

@@ -154,3 +154,23 @@ def test_windows_hold_exactly_the_positions_of_the_batches(
             bounds = plan.window_bounds(epoch).tolist()
             held = [share.in_window(epoch, a, b).tolist() for a, b in pairwise(bounds)]
             assert sorted(expected) == [position for window in held for position in window]
+
+
+@settings(max_examples=100)
+@given(PLANS, st.integers(1, 5), st.integers(1, 50), st.data())
+def test_a_window_holds_what_the_workers_batches_use(
+    plan: Plan, world: int, global_batch: int, data: st.DataObject
+) -> None:
+    rows = plan.rows_per_epoch
+    share = Share(
+        plan, global_batch, data.draw(st.integers(0, world - 1)), world, data.draw(st.integers(0, 2 * rows))
+    )
+    epoch = share.cursor // rows + data.draw(st.integers(0, 1))
+    low, high = sorted(data.draw(st.lists(st.integers(0, rows), min_size=2, max_size=2)))
+    used: set[int] = set()
+    cursor = max(share.cursor, epoch * rows)
+    while cursor < (epoch + 1) * rows:
+        batch = plan.batch(cursor, global_batch)
+        used |= {int(position) for position in share.positions(batch)[0] if low <= position < high}
+        cursor += batch.rows
+    assert share.in_window(epoch, low, high).tolist() == sorted(used)
