@@ -69,7 +69,7 @@ class Optimization(Frozen):
 class Checkpointing(Frozen):
     """When training state is committed, how long the store may take, and how many checkpoints are kept."""
 
-    every_s: Annotated[float, Field(gt=0)] | Literal["auto"] | None = 60
+    every_s: Annotated[float, Field(gt=0)] | Literal["auto"] | None = 60.0
     """`auto` weighs what a save costs, as measured, against what a failure would."""
     every_steps: int | None = Field(None, ge=1)
     keep: int = Field(3, ge=1)
