@@ -34,6 +34,8 @@ from cluster.log import Log
 from cluster.storage import Store
 
 _PARALLEL_FILES = 8
+_READS = 2
+"""A file that is not what was written is read once more: it may have been spoiled on the way only."""
 
 T = TypeVar("T")
 
@@ -332,13 +334,16 @@ def read_file(store: Store, manifest: Manifest, name: str) -> bytes:
             allowed=", ".join(sorted(manifest.files)),
         )
     entry = manifest.files[name]
-    data = store.get(entry.key)
-    digest = hashlib.sha256(data).hexdigest()
-    if len(data) != entry.size_bytes or digest != entry.sha256:
-        raise Damaged(
-            f"'{entry.key}' is not what was written",
-            got=f"{len(data)} bytes, SHA-256 {digest}",
-            allowed=f"{entry.size_bytes} bytes, SHA-256 {entry.sha256}",
-            fix="restore the object from a backup, or use an older artifact",
-        )
+    for attempt in range(_READS):
+        data = store.get(entry.key)
+        digest = hashlib.sha256(data).hexdigest()
+        if len(data) == entry.size_bytes and digest == entry.sha256:
+            break
+        if attempt == _READS - 1:
+            raise Damaged(
+                f"'{entry.key}' is not what was written",
+                got=f"{len(data)} bytes, SHA-256 {digest}",
+                allowed=f"{entry.size_bytes} bytes, SHA-256 {entry.sha256}",
+                fix="restore the object from a backup, or use an older artifact",
+            )
     return data

@@ -5,7 +5,10 @@ obstore, because pyarrow publishes truncated objects when a stream is abandoned 
 conditionally; pyarrow only reads datasets (`arrow_filesystem`).
 
 Every request has a connect, a request and a total deadline, since the clients underneath wait for
-ever on a black hole. Credentials come from the standard places (environment, shared credentials
+ever on a black hole. Until the total deadline, whatever may be gone the next time is tried again:
+connections refused or cut, time-outs, half an answer, 429 and 5xx. What a directory is told to keep
+is on its disk when the call returns (fsync), because the next thing done may be to delete what it
+replaces. Credentials come from the standard places (environment, shared credentials
 file, instance or pod identity), never from a URI, and no error shows one.
 
 Knows nothing of manifests, runs or models.
@@ -13,53 +16,51 @@ Knows nothing of manifests, runs or models.
 
 from __future__ import annotations
 
-import configparser
+import errno
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
-from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import LocalStore, MemoryStore, ObjectStore
 
+from cluster.backend import (
+    Deadlines,
+    first_line,
+    is_refusal,
+    is_transient,
+    lacks_credentials,
+    open_backend,
+    s3_settings,
+)
+from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, StorageError, shown
 from cluster.location import Location
+from cluster.retry import retried
 
 __all__ = ["Deadlines", "Location", "Store", "arrow_filesystem", "memory_store", "open_store"]
 
+DEADLINES = Deadlines()
 _CHUNK_BYTES = 8 * 1024 * 1024
 _PIECES_AT_ONCE = 4
+_ONE_REQUEST_BYTES = 40 * 1024 * 1024
+"""Up to this size an object is written in one request, which leaves nothing behind when it fails."""
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What some network file systems say of folders."""
+_PART_RETRIES = 4
+"""By the client, of each part of a larger one; then all of it is written again."""
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Deadlines:
-    """How long a store may take: to connect, to answer one request, to be asked again after failures.
-
-    A request that begins just before `retry_s` may still take `request_s`: `total_s` bounds a call.
-    """
-
-    connect_s: float = 5
-    request_s: float = 30
-    retry_s: float = 60
-
-    @property
-    def total_s(self) -> float:
-        """The most that one request takes, with its retries."""
-        return self.retry_s + self.request_s
-
-
-DEADLINES = Deadlines()
+class _Contended(OSError):
+    """A key that can't be created although nothing is there: S3's 409 while another request writes it."""
 
 
 class Store:
@@ -69,9 +70,21 @@ class Store:
     deadlines; readers raise `NotFound` for a key that isn't there.
     """
 
-    def __init__(self, backend: ObjectStore, uri: str, deadlines: Deadlines = DEADLINES) -> None:
+    def __init__(
+        self,
+        backend: ObjectStore,
+        uri: str,
+        deadlines: Deadlines = DEADLINES,
+        *,
+        for_parts: ObjectStore | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._backend = backend
+        self._for_parts = for_parts or backend
         self._deadlines = deadlines
+        self._clock = clock
+        self._uniform = uniform
         self.uri = uri
 
     def __repr__(self) -> str:
@@ -88,58 +101,78 @@ class Store:
         A request's deadline covers its body, so a large object in one request would run into it on
         a slow line; in pieces it doesn't. An object replaced meanwhile is an error, never a mixture.
         """
-        try:
+
+        def first() -> tuple[int, str | None, bytes]:
             whole = obstore.get(self._backend, key)
-            size, etag = int(whole.meta["size"]), whole.meta["e_tag"]
+            size = int(whole.meta["size"])
+            return size, whole.meta["e_tag"], bytes(whole.bytes()) if size <= _CHUNK_BYTES else b""
+
+        def piece(start: int) -> bytes:
+            end = min(start + _CHUNK_BYTES, size)
+            options: Any = {"range": (start, end)} | ({"if_match": etag} if etag else {})
+            return self._retried(lambda: bytes(obstore.get(self._backend, key, options=options).bytes()))
+
+        try:
+            size, etag, data = self._retried(first)
             if size <= _CHUNK_BYTES:
-                yield bytes(whole.bytes())
-                return
-            del whole
-
-            def piece(start: int) -> bytes:
-                end = min(start + _CHUNK_BYTES, size)
-                options: Any = {"range": (start, end)} | ({"if_match": etag} if etag else {})
-                return bytes(obstore.get(self._backend, key, options=options).bytes())
-
-            yield from _ahead(piece, range(0, size, _CHUNK_BYTES))
+                yield data
+            else:
+                yield from _ahead(piece, range(0, size, _CHUNK_BYTES))
         except (FileNotFoundError, BaseError, OSError) as error:
             raise self._translated("reading", key, error) from None
 
     def size_bytes(self, key: str) -> int | None:
         """The object's size, or None where there is no such object."""
         try:
-            return int(obstore.head(self._backend, key)["size"])
+            return int(self._retried(lambda: obstore.head(self._backend, key))["size"])
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as error:
             raise self._translated("looking up", key, error) from None
 
-    def put(self, key: str, data: bytes | Path) -> None:
-        """Write an object whole (a file in concurrent parts), replacing what was there."""
+    def put(self, key: str, data: bytes | memoryview | Path) -> None:
+        """Write an object whole, replacing what was there.
+
+        Up to 40 MiB in memory go in one request; more, and files, in concurrent parts.
+        """
+        in_one = not isinstance(data, Path) and len(data) <= _ONE_REQUEST_BYTES
+        backend = self._backend if in_one else self._for_parts
         try:
-            obstore.put(self._backend, key, data)
+            self._retried(lambda: obstore.put(backend, key, data, use_multipart=False if in_one else None))
+            self._sync(key)
         except (BaseError, OSError) as error:
             raise self._translated("writing", key, error) from None
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create an object; False where the key is taken by other bytes.
 
-        A response lost on the way makes the client repeat a write that has succeeded and be told
-        that the key is taken. So a refusal is checked against what is there: our own bytes (the
-        caller puts a nonce in them) mean that we won.
+        A write whose answer was lost is repeated, and then refused, for the key is taken. So a
+        refusal is checked against what is there: our own bytes (the caller puts a nonce in them)
+        mean that we won.
         """
+
+        def create() -> bool:
+            try:
+                obstore.put(self._backend, key, data, mode="create", use_multipart=False)
+                return True
+            except (AlreadyExistsError, PreconditionError):
+                try:
+                    return bytes(obstore.get(self._backend, key).bytes()) == data
+                except FileNotFoundError:
+                    raise _Contended("taken, but nothing is there") from None
+
         try:
-            obstore.put(self._backend, key, data, mode="create")
-            return True
-        except (AlreadyExistsError, PreconditionError):
-            return self.get(key) == data
+            created = self._retried(create)
+            self._sync(key)
+            return created
         except (BaseError, OSError) as error:
             raise self._translated("creating", key, error) from None
 
     def keys(self, prefix: str) -> list[str]:
         """Every key below a folder, sorted. For clean-up and copying, never to guess a latest."""
         try:
-            pages = list(obstore.list(self._backend, prefix.rstrip("/") + "/" if prefix else None))
+            where = prefix.rstrip("/") + "/" if prefix else None
+            pages = self._retried(lambda: list(obstore.list(self._backend, where)))
         except (BaseError, OSError) as error:
             raise self._translated("listing", prefix, error) from None
         return sorted(meta["path"] for page in pages for meta in page)
@@ -147,7 +180,8 @@ class Store:
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below a folder, sorted."""
         try:
-            found = obstore.list_with_delimiter(self._backend, prefix.rstrip("/") + "/" if prefix else None)
+            where = prefix.rstrip("/") + "/" if prefix else None
+            found = self._retried(lambda: obstore.list_with_delimiter(self._backend, where))
         except (BaseError, OSError) as error:
             raise self._translated("listing", prefix, error) from None
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
@@ -156,29 +190,52 @@ class Store:
         """Delete objects; those that aren't there are passed over."""
         for key in keys:
             try:
-                obstore.delete(self._backend, key)
+                self._retried(partial(obstore.delete, self._backend, key))
             except FileNotFoundError:
                 continue
             except (BaseError, OSError) as error:
                 raise self._translated("deleting", key, error) from None
 
+    def _retried(self, call: Callable[[], T]) -> T:
+        return retried(
+            call,
+            transient=lambda error: is_transient(error) or isinstance(error, _Contended),
+            retry_s=self._deadlines.retry_s,
+            clock=self._clock,
+            uniform=self._uniform,
+        )
+
+    def _sync(self, key: str) -> None:
+        """Have a directory's disk take what was written, and the folders' entries on the way to it."""
+        if not isinstance(self._backend, LocalStore):
+            return
+        root = Path(self.uri.removeprefix("file://"))
+        path = root / key
+        for place in (path, *(folder for folder in path.parents if folder.is_relative_to(root))):
+            try:
+                handle = os.open(place, os.O_RDONLY)
+            except FileNotFoundError:  # deleted by someone since
+                continue
+            try:
+                os.fsync(handle)
+            except OSError as error:
+                if error.errno not in _CANNOT_SYNC:
+                    raise
+            finally:
+                os.close(handle)
+
     def _translated(self, doing: str, key: str, error: Exception) -> Exception:
         if isinstance(error, FileNotFoundError) and doing == "reading":
             return NotFound("no such object", got=shown(key), allowed=f"a key in {self.uri}")
-        # The first line says it; what follows is the client's debug dump.
-        said = str(error).split("\n", 1)[0]
-        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
-        refused = refused or " 401 " in said or " 403 " in said  # which listings report as any failure
-        no_credentials = "169.254" in str(error) or "credential" in str(error).lower()
-        if refused:
+        if is_refusal(error):
             fix = "check the credentials and their rights"
-        elif no_credentials and self.uri.startswith("s3:"):  # with none at hand, it asks EC2's metadata
+        elif lacks_credentials(error) and self.uri.startswith("s3:"):  # without any, it asks EC2's metadata
             fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials"
         else:
             fix = "check the endpoint, the network and the space left, then try again"
         return StorageError(
             f"{doing} '{key}' in {self.uri} failed",
-            got=shown(said),
+            got=shown(first_line(error)),
             allowed="a store that answers within "
             f"{self._deadlines.total_s:g} s and lets these credentials read, write and delete",
             fix=fix,
@@ -211,61 +268,17 @@ def open_store(uri: str, deadlines: Deadlines = DEADLINES) -> Store:
         StorageError: the directory can't be made.
     """
     where = Location.parse(uri)
-    return Store(_backend(where, deadlines), where.uri, deadlines)
+    return Store(
+        open_backend(where, deadlines),
+        where.uri,
+        deadlines,
+        for_parts=open_backend(where, deadlines, retries=_PART_RETRIES),
+    )
 
 
 def memory_store() -> Store:
     """A store in this process's memory, for tests and simulations."""
     return Store(MemoryStore(), "memory://")
-
-
-def _backend(where: Location, deadlines: Deadlines) -> ObjectStore:
-    if where.scheme == "file":
-        try:
-            return LocalStore("/" + where.prefix, mkdir=True, automatic_cleanup=False)
-        except (BaseError, OSError) as error:
-            raise StorageError(
-                f"the folder /{where.prefix} can't be used",
-                got=shown(str(error).split("\n", 1)[0]),
-                allowed="a folder that this user may write to, or make",
-                fix="correct the path, or its rights",
-            ) from None
-    retry: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=deadlines.retry_s)}
-    client: Any = {
-        "timeout": timedelta(seconds=deadlines.request_s),
-        "connect_timeout": timedelta(seconds=deadlines.connect_s),
-    }
-    prefix = where.prefix or None
-    if where.scheme == "gs":
-        return GCSStore(where.bucket, prefix=prefix, client_options=client, retry_config=retry)
-    if where.scheme in ("az", "abfs"):
-        return AzureStore(where.bucket, prefix=prefix, client_options=client, retry_config=retry)
-    s3 = _s3_settings(where)
-    if s3["endpoint"]:
-        client["allow_http"] = s3["endpoint"].startswith("http://")
-    config: Any = {key: value for key, value in s3.items() if value}
-    return S3Store(where.bucket, prefix=prefix, client_options=client, retry_config=retry, **config)
-
-
-def _s3_settings(where: Location) -> dict[str, str]:
-    """Endpoint, region and, from the shared credentials file only, keys. Empty: the client's default."""
-    env = os.environ
-    endpoint = (
-        where.options.get("endpoint") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", "")
-    )
-    region = where.options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION", "")
-    settings = {"endpoint": endpoint, "region": region or ("us-east-1" if endpoint else "")}
-    if "AWS_ACCESS_KEY_ID" in env:
-        return settings
-    profiles = configparser.ConfigParser(interpolation=None)
-    profiles.read(env.get("AWS_SHARED_CREDENTIALS_FILE", Path.home() / ".aws" / "credentials"))
-    profile = env.get("AWS_PROFILE", "default")
-    if profiles.has_section(profile):
-        section = profiles[profile]
-        settings["access_key_id"] = section.get("aws_access_key_id", "")
-        settings["secret_access_key"] = section.get("aws_secret_access_key", "")
-        settings["session_token"] = section.get("aws_session_token", "")
-    return settings
 
 
 def arrow_filesystem(uri: str, deadlines: Deadlines = DEADLINES) -> tuple[Any, str]:
@@ -283,7 +296,7 @@ def arrow_filesystem(uri: str, deadlines: Deadlines = DEADLINES) -> tuple[Any, s
     if where.scheme != "s3":
         filesystem, _ = fs.FileSystem.from_uri(f"{where.scheme}://{path}")
         return filesystem, path
-    s3 = _s3_settings(where)
+    s3 = s3_settings(where)
     scheme, _, host = s3["endpoint"].partition("://")
     keys = {"access_key": s3.get("access_key_id"), "secret_key": s3.get("secret_access_key")}
     filesystem = fs.S3FileSystem(
