@@ -64,7 +64,7 @@ def device_peak(device: torch.device, precision: str) -> tuple[str, float | None
 
 
 def tell_flops(task: Task, arrays: Arrays, device: torch.device, precision: str, events: EventWriter) -> None:
-    """Write a `model-flops` event, from which MFU follows, if the device's peak and the model's FLOPs are known.
+    """Write a `model-flops` event, from which MFU follows, where both parts are known.
 
     Call it on one rank, with its first batch, before the first step.
     """
