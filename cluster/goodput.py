@@ -1,27 +1,26 @@
 """Where a run's worker-seconds went, worked out from its events.
 
-A *seat* is what one worker needs (CPUs, GPUs), held by the run for a while. On a seat, one *member*
-after another runs: a training process. Every second of a held seat is of exactly one kind.
-
-Two sources are put together:
+A *member* is a training process; a *seat* is what one needs (CPUs, GPUs). Two sources are put together:
 - `account`, from each member: seconds of each kind since it began (training.goodput.Account), which
-  fill its span of time exactly. Fields: `member`, `seconds` {kind: s}, `final` (true on its last one,
-  when it leaves in good order), and for people `generation` and `rank`;
-- from the coordinator, each with `seat`: `seat-held` when the run gets it, `seat-lent` and
-  `seat-returned` around a loan, `seat-released` when the run gives it up, and `member-started` with
-  `member`, which says whose seat it is.
+  fill its span of time exactly. Fields: `member`, `seconds` {kind: s}, and for people `generation`, `rank`,
+  `final`;
+- from the coordinator: `generation-started` with `generation` and `world`, the seats held from then on;
+  `lent` with `workers` and the `world` that is left; `returned`.
 
-What no member accounts for is filled in here: before a seat's first member, and after one that ended
-without a final account, it is `restart` (so of a killed member's last seconds, too, which nobody can
-tell any more); after a final account `idle`; while the seat is lent, `lent`. Members of which no event
-names the seat get one each, so that a run without a coordinator, or with damaged events, has an account.
+What no member accounts for is filled in: where fewer members than seats are there, it is `restart`: the
+time between a death and the next process, and a killed member's last seconds, of which nobody can
+tell any more; and lent seats are `lent`. A driver that takes a run up again counts its generations
+from 1, and what lies between two drivers belongs to nobody.
+
+Works with whatever events there are: without the coordinator's, the accounts speak for themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["compute", "data", "communication", "save", "restart", "redone", "idle", "lent"]
@@ -41,11 +40,11 @@ MEANING: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Goodput:
-    """Worker-seconds by kind; they sum to the time that seats were held."""
+    """Worker-seconds by kind; they sum to the time that seats were held or lent."""
 
     worker_s: dict[Kind, float]
     wall_s: float
-    """From the first moment that a seat was held to the last; shorter than the run where it lay still."""
+    """From the first member's start to the last that is known of one."""
 
     @property
     def total_s(self) -> float:
@@ -63,85 +62,104 @@ class Goodput:
         return self.worker_s[kind] / self.total_s if self.total_s > 0 else 0.0
 
 
-class _Span(NamedTuple):
-    """When one member ran, and what became of it."""
+class _Member(NamedTuple):
+    """What is known of one member: its span of time, and its account of it."""
 
     start: datetime
     stop: datetime
-    final: bool
-
-
-class _Held(NamedTuple):
-    """A stretch of time in which a seat was held, or lent."""
-
-    start: datetime
-    stop: datetime
-    lent: bool
-
-
-@dataclass(slots=True)
-class _Member:
     seconds: dict[Kind, float]
-    span: _Span
     total_s: float
 
 
+class _Change(NamedTuple):
+    """How many seats the run holds from a moment on; None leaves a number as it is."""
+
+    at: datetime
+    world: int | None
+    lent: int | None
+    generation: int | None
+
+
 @dataclass(slots=True)
-class SeatBook:
+class TimeBook:
     """Takes a run's events in any order and gives its `Goodput`; passes over what it can't read."""
 
     _members: dict[str, _Member] = field(default_factory=dict)
-    _seat_of: dict[str, str] = field(default_factory=dict)
-    _changes: dict[str, list[tuple[datetime, str]]] = field(default_factory=dict)
+    _changes: list[_Change] = field(default_factory=list)
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take one event into account; those of other names are passed over."""
         name = event.get("event")
+        if name not in ("account", "generation-started", "lent", "returned"):
+            return
+        at = moment(event)
+        if at is None:
+            return
         if name == "account":
-            self._add_account(event)
-        elif name in _SEAT_EVENTS:
-            at = moment(event)
-            seat = event.get("seat")
-            if at is None or not isinstance(seat, str):
-                return
-            if name == "member-started":
-                self._seat_of[str(event.get("member"))] = seat
-            else:
-                self._changes.setdefault(seat, []).append((at, str(name)))
+            self._add_account(at, event)
+        elif name == "generation-started":
+            self._changes.append(_Change(at, _count(event, "world"), None, _count(event, "generation")))
+        elif name == "lent":
+            self._changes.append(_Change(at, _count(event, "world"), _count(event, "workers"), None))
+        else:
+            self._changes.append(_Change(at, None, 0, None))
 
-    def _add_account(self, event: Mapping[str, Any]) -> None:
-        at, given = moment(event), event.get("seconds")
-        if at is None or not isinstance(given, Mapping):
+    def _add_account(self, at: datetime, event: Mapping[str, Any]) -> None:
+        given = event.get("seconds")
+        if not isinstance(given, Mapping):
             return
         seconds: dict[Kind, float] = {kind: _positive(given.get(kind)) for kind in KINDS}
         total_s = sum(seconds.values())
-        member = str(event.get("member"))
-        known = self._members.get(member)
+        name = str(event.get("member"))
+        known = self._members.get(name)
         if known is None or total_s >= known.total_s:  # seconds since it began: the greatest is the last
-            span = _Span(at - timedelta(seconds=total_s), at, event.get("final") is True)
-            self._members[member] = _Member(seconds, span, total_s)
+            self._members[name] = _Member(at - timedelta(seconds=total_s), at, seconds, total_s)
 
     def goodput(self) -> Goodput:
-        """The account up to the last event."""
-        spans: dict[str, list[_Span]] = {seat: [] for seat in self._changes}
+        """The account up to the last that members have told."""
         worker_s: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
-        for name, member in self._members.items():
-            spans.setdefault(self._seat_of.get(name, f"of {name}"), []).append(member.span)
+        members = sorted(self._members.values(), key=lambda member: member.start)
+        if not members:
+            return Goodput(worker_s, 0.0)
+        for member in members:
             for kind, seconds in member.seconds.items():
                 worker_s[kind] += seconds
-        edges: list[datetime] = []
-        for seat, members in spans.items():
-            members.sort()
-            held = _held(sorted(self._changes.get(seat, [])), members)
-            for kind, seconds in _gaps(held, members):
-                worker_s[kind] += seconds
-            edges += [edge for stretch in held for edge in (stretch.start, stretch.stop)]
-            edges += [edge for span in members for edge in (span.start, span.stop)]
-        wall_s = (max(edges) - min(edges)).total_seconds() if edges else 0.0
-        return Goodput(worker_s, wall_s)
+        end = max(member.stop for member in members)
+        for stretch, world, lent in _stretches(sorted(self._changes, key=lambda c: c.at), members, end):
+            for length_s, alive in _attendance(members, stretch):
+                worker_s["restart"] += max(0, world - alive) * length_s
+                # A member beyond the world sits on a seat that is on its way back.
+                worker_s["lent"] += max(0, lent - max(0, alive - world)) * length_s
+        return Goodput(worker_s, (end - members[0].start).total_seconds())
 
 
-_SEAT_EVENTS = frozenset({"seat-held", "seat-lent", "seat-returned", "seat-released", "member-started"})
+def _stretches(
+    changes: list[_Change], members: list[_Member], end: datetime
+) -> Iterator[tuple[tuple[datetime, datetime], int, int]]:
+    """Stretches of time with the number of seats that were held, and that were lent, in each."""
+    world = lent = generation = 0
+    for number, change in enumerate(changes):
+        world = world if change.world is None else change.world
+        lent = lent if change.lent is None else change.lent
+        if change.generation is not None:
+            lent = lent if change.generation > generation else 0
+            generation = change.generation
+        stop = changes[number + 1].at if number + 1 < len(changes) else end
+        upcoming = next((c.generation for c in changes[number + 1 :] if c.generation is not None), None)
+        if upcoming is not None and upcoming <= generation:
+            # Another driver's: this one's seats were given up when its members were last heard of.
+            stop = max((m.stop for m in members if m.stop <= stop), default=change.at)
+        if stop > change.at:
+            yield (change.at, stop), world, lent
+
+
+def _attendance(members: list[_Member], stretch: tuple[datetime, datetime]) -> Iterator[tuple[float, int]]:
+    """Pieces of a stretch of time, in seconds, with the number of members that were there."""
+    start, stop = stretch
+    here = [(max(m.start, start), min(m.stop, stop)) for m in members if m.start < stop and m.stop > start]
+    edges = sorted({start, stop, *(edge for span in here for edge in span)})
+    for left, right in pairwise(edges):
+        yield (right - left).total_seconds(), sum(a <= left and right <= b for a, b in here)
 
 
 def moment(event: Mapping[str, Any]) -> datetime | None:
@@ -153,46 +171,11 @@ def moment(event: Mapping[str, Any]) -> datetime | None:
     return at if at.tzinfo is not None else None
 
 
+def _count(event: Mapping[str, Any], name: str) -> int | None:
+    value = event.get(name)
+    return value if type(value) is int and 0 <= value < 1_000_000 else None
+
+
 def _positive(value: object) -> float:
     """A number of seconds, 0 for what isn't one (of a damaged event, or one of another release)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 < value < float("inf") else 0.0  # type: ignore[arg-type, operator]
-
-
-def _held(changes: list[tuple[datetime, str]], members: list[_Span]) -> list[_Held]:
-    """The stretches in which a seat was held. One still open, or whose end nobody could write any more,
-    ends with the last that is known of it."""
-    stretches: list[_Held] = []
-    since: datetime | None = None
-    lent = False
-    for at, change in changes:
-        if since is not None and at > since:
-            stretches.append(_Held(since, at, lent))
-        since, lent = (None, False) if change == "seat-released" else (at, change == "seat-lent")
-    if since is not None and members and members[-1].stop > since:
-        stretches.append(_Held(since, members[-1].stop, lent))
-    if not changes and members:
-        stretches.append(_Held(members[0].start, members[-1].stop, False))
-    return stretches
-
-
-def _gaps(held: list[_Held], members: list[_Span]) -> list[tuple[Kind, float]]:
-    """What no member accounts for, piece by piece."""
-    gaps: list[tuple[Kind, float]] = []
-    for stretch in held:
-        free_from, before = stretch.start, None
-        for member in members:
-            if member.start >= stretch.stop:
-                break
-            if member.start > free_from:
-                gaps.append((_kind(stretch, before), (member.start - free_from).total_seconds()))
-            free_from, before = max(free_from, member.stop), member
-        if free_from < stretch.stop:
-            gaps.append((_kind(stretch, before), (stretch.stop - free_from).total_seconds()))
-    return gaps
-
-
-def _kind(stretch: _Held, before: _Span | None) -> Kind:
-    if stretch.lent:
-        return "lent"
-    return "idle" if before is not None and before.final else "restart"
+    return float(value) if type(value) in (int, float) and 0 < value < 1e12 else 0.0  # type: ignore[operator, arg-type]

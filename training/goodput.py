@@ -90,7 +90,7 @@ class Account:
 
 
 class AccountTeller:
-    """Writes a member's account as events: about every 10 s, and when the member leaves."""
+    """Writes a member's account as events: about every 10 s, and whenever it is told to."""
 
     def __init__(
         self, account: Account, events: EventWriter, member: str, clock: Clock = SYSTEM_CLOCK
@@ -107,7 +107,7 @@ class AccountTeller:
             self.tell(generation=generation, rank=rank)
 
     def tell(self, *, generation: int, rank: int, final: bool = False) -> None:
-        """Write it now. `final` says that the member leaves in good order: what follows isn't a restart."""
+        """Write it now: when the member leaves its group, above all. `final` says that its work is done."""
         self._told_s = self._clock.monotonic_s()
         seconds = {kind: round(value, 4) for kind, value in self._account.totals().items() if value}
         self._events.write(

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from cluster.events import EventWriter, read_events
-from cluster.goodput import KINDS, Goodput, SeatBook
+from cluster.goodput import KINDS, Goodput, TimeBook
 from cluster.storage import memory_store
 from training.goodput import TELL_EVERY_S, Account, AccountTeller
 
@@ -41,7 +41,7 @@ def only(goodput: Goodput) -> dict[str, float]:
 
 
 def of(*events: dict) -> Goodput:
-    book = SeatBook()
+    book = TimeBook()
     for event in events:
         book.add(event)
     return book.goodput()
@@ -145,71 +145,77 @@ def test_the_account_is_told_now_and_then_and_at_the_end() -> None:
     for _ in range(25):
         clock.sleep(1)
         teller.tell_if_due(generation=1, rank=0)
-    teller.tell(generation=1, rank=0, final=True)
+    teller.tell(generation=1, rank=0)
     events.flush()
     told = list(read_events(store, "runs/r"))
     assert [event["seconds"]["compute"] for event in told] == [TELL_EVERY_S, 2 * TELL_EVERY_S, 25]
-    assert [event["final"] for event in told] == [False, False, True]
     assert only(of(*told)) == {"compute": 25}
 
 
-def account_of(member: str, stop_s: float, final: bool = False, **seconds: float) -> dict:
-    return {"event": "account", "at": at(stop_s), "member": member, "seconds": seconds, "final": final}
+def account_of(member: str, stop_s: float, **seconds: float) -> dict:
+    return {"event": "account", "at": at(stop_s), "member": member, "seconds": seconds}
 
 
-def seat(change: str, at_s: float, name: str = "s0", **fields: object) -> dict:
-    return {"event": change, "at": at(at_s), "seat": name, **fields}
+def started(generation: int, at_s: float, world: int) -> dict:
+    return {"event": "generation-started", "at": at(at_s), "generation": generation, "world": world}
+
+
+def lent(at_s: float, workers: int, world: int) -> dict:
+    return {"event": "lent", "at": at(at_s), "workers": workers, "world": world}
+
+
+def returned(at_s: float) -> dict:
+    return {"event": "returned", "at": at(at_s)}
 
 
 def test_a_death_is_a_restart_until_the_next_member_accounts_for_itself() -> None:
     goodput = of(
-        seat("seat-held", 0),
-        seat("member-started", 2, member="a"),
-        account_of("a", 30, compute=27, restart=1),  # then killed, at some time before 35
-        seat("member-started", 35, member="b"),
-        account_of("b", 55, final=True, compute=19, restart=1),
-        seat("seat-released", 60),
+        started(1, 2, world=2),
+        account_of("a", 60, compute=48, restart=12),  # from 0, a survivor
+        account_of("b", 30, compute=28, restart=2),  # from 0; killed at some time before 35
+        account_of("c", 60, compute=20, restart=5),  # forked at 35
+        started(2, 40, world=2),
     )
-    assert only(goodput) == {"compute": 46, "restart": 2 + 1 + 5 + 1, "idle": 5}
-    assert goodput.total_s == goodput.wall_s == 60
-    assert goodput.goodput == pytest.approx(46 / 60)
+    assert only(goodput) == {"compute": 96, "restart": 19 + 5}
+    assert goodput.total_s == 2 * goodput.wall_s == 120
+    assert goodput.goodput == pytest.approx(96 / 120)
 
 
 def test_a_lent_seat() -> None:
     goodput = of(
-        seat("seat-held", 0),
-        seat("member-started", 0, member="a"),
-        account_of("a", 10, final=True, compute=10),
-        seat("seat-lent", 12),
-        seat("seat-returned", 42),
-        seat("member-started", 44, member="b"),
-        account_of("b", 50, final=True, compute=6),
-        seat("seat-released", 50),
+        started(1, 0, world=2),
+        account_of("a", 60, compute=60),
+        account_of("b", 10, compute=10),  # leaves
+        lent(12, workers=1, world=1),
+        started(2, 13, world=1),
+        account_of("c", 60, compute=16, restart=2),  # forked at 42 on the seat that comes back
+        started(3, 44, world=2),
+        returned(44),
     )
-    assert only(goodput) == {"compute": 16, "idle": 2 + 2, "lent": 30}
-    assert goodput.goodput == pytest.approx(16 / 20)
+    assert only(goodput) == {"compute": 86, "restart": 2 + 2, "lent": 30}
+    assert goodput.total_s == 120
+    assert goodput.goodput == pytest.approx(86 / 90)
 
 
 def test_a_run_lies_still_between_two_drivers_and_that_costs_nothing() -> None:
     goodput = of(
-        seat("seat-held", 0, "e1s0"),  # this driver died, and nobody wrote when its seat was released
-        seat("member-started", 0, "e1s0", member="a"),
+        started(1, 0, world=1),
         account_of("a", 10, compute=10),
-        seat("seat-held", 1000, "e2s0"),
-        seat("member-started", 1000, "e2s0", member="b"),
+        lent(9, workers=1, world=1),  # and with its driver the loan is forgotten
+        started(1, 1000, world=1),
         account_of("b", 1020, compute=20),
     )
-    assert only(goodput) == {"compute": 30}
+    assert only(goodput) == {"compute": 30, "lent": 1}
     assert goodput.wall_s == 1020
 
 
-def test_without_a_coordinator_each_member_has_a_seat() -> None:
+def test_without_a_coordinator_members_speak_for_themselves() -> None:
     assert only(of(account_of("a", 10, compute=10), account_of("b", 12, data=3))) == {
         "compute": 10,
         "data": 3,
     }
     assert of().goodput is None
-    assert of().total_s == 0
+    assert of(started(1, 0, world=4)).total_s == 0
 
 
 @pytest.mark.parametrize(
@@ -221,9 +227,10 @@ def test_without_a_coordinator_each_member_has_a_seat() -> None:
         {"event": "account", "at": "then", "member": "a", "seconds": {"compute": 9}},
         {"event": "account", "at": 5, "member": "a", "seconds": {"compute": 9}},
         {"event": "account", "at": at(1), "member": "a", "seconds": {"compute": "9", "data": -1, "x": 4}},
-        {"event": "seat-held", "at": at(1)},
-        {"event": "seat-held", "at": at(1), "seat": 7},
-        {"event": "seat-released", "at": at(1), "seat": "never held"},
+        {"event": "generation-started", "at": at(1)},
+        {"event": "generation-started", "at": at(1), "generation": "1", "world": 1e9},
+        {"event": "lent", "at": at(1), "workers": True},
+        {"event": "returned", "at": None},
     ],
 )
 def test_damaged_events_are_passed_over(damaged: dict) -> None:
@@ -232,41 +239,33 @@ def test_damaged_events_are_passed_over(damaged: dict) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_parts_sum_to_the_time_that_seats_were_held(seed: int) -> None:
-    """Members come, work, die and leave on several seats, with clocks a little apart; events arrive in any
-    order. The parts sum to the seats' time within 1%."""
+    """Members work, die at any time and are replaced, on several seats, with clocks a little apart; accounts
+    are told now and then. The parts sum to seats times wall-clock within 1%."""
     chance = random.Random(seed)
-    events: list[dict] = []
-    held_s = 0.0
-    for number in range(chance.randint(1, 4)):
-        name, now_s = f"s{number}", chance.uniform(0, 20)
-        began_s = now_s
-        events.append(seat("seat-held", now_s, name))
-        for life in range(chance.randint(1, 6)):
-            now_s += chance.uniform(0, 5)
-            clock = FakeClock(skew_s=chance.uniform(-0.2, 0.2))
+    world = chance.randint(1, 4)
+    events: list[dict] = [started(1, 3, world)]
+    stop_s = 400.0
+    for seat in range(world):
+        now_s, life = 0.0, 0
+        while now_s < stop_s:
+            clock = FakeClock(skew_s=chance.uniform(-0.05, 0.05))
             clock.now_s = now_s
-            member = f"m{number}.{life}"
-            events.append(seat("member-started", now_s, name, member=member))
             account = Account(clock)
-            for step in range(chance.randint(1, 60)):
-                account.begin_step(step, reached=chance.choice([0, 30]))
+            clock.sleep(3)
+            dies_s = now_s + chance.uniform(10, 300)
+            told_s = now_s
+            while clock.now_s < min(dies_s, stop_s):
+                account.begin_step(int(clock.now_s), reached=chance.choice([0, 10**6]))
                 for kind in ("data", "compute", "communication", "save"):
                     account.switch(kind)
                     clock.sleep(chance.uniform(0, 1))
-                if chance.random() < 0.2:
-                    events.append(account_of(member, clock.now_s + clock.skew_s, **account.totals()))
-            now_s = clock.now_s
-            if chance.random() < 0.5:
-                told = account_of(member, now_s + clock.skew_s, final=True, **account.totals())
-                events.append(told)
-            if chance.random() < 0.3:
-                events.append(seat("seat-lent", now_s + 0.5, name))
-                now_s += chance.uniform(1, 100)
-                events.append(seat("seat-returned", now_s, name))
-        now_s += 0.5
-        events.append(seat("seat-released", now_s, name))
-        held_s += now_s - began_s
+                if clock.now_s - told_s > TELL_EVERY_S or clock.now_s >= stop_s:
+                    clock.now_s = min(clock.now_s, stop_s)
+                    told_s = clock.now_s
+                    stamp_s = clock.now_s + clock.skew_s
+                    events.append(account_of(f"m{seat}.{life}", stamp_s, **account.totals()))
+            now_s, life = clock.now_s + chance.uniform(0, 5), life + 1
     chance.shuffle(events)
     goodput = of(*events)
-    assert goodput.total_s == pytest.approx(held_s, rel=0.01, abs=0.5)
+    assert goodput.total_s == pytest.approx(world * stop_s, rel=0.01)
     assert all(seconds >= 0 for seconds in goodput.worker_s.values())
