@@ -2,8 +2,8 @@
 
 A *member* is a training process; a *seat* is what one needs (CPUs, GPUs). Two sources are put together:
 - `account`, from each member: seconds of each kind since it began (training.goodput.Account), which
-  fill its span of time exactly. Fields: `member`, `seconds` {kind: s}, and for people `generation`, `rank`,
-  `final`;
+  fill its span of time exactly. Fields: `member` and `account`, which together name it, `seconds`
+  {kind: s}; for people `generation`, `rank`, `final`;
 - from the coordinator: `generation-started` with `generation` and `world`, the seats held from then on;
   `lent` with `workers` and the `world` that is left; `returned`.
 
@@ -110,7 +110,7 @@ class TimeBook:
             return
         seconds: dict[Kind, float] = {kind: _positive(given.get(kind)) for kind in KINDS}
         total_s = sum(seconds.values())
-        name = str(event.get("member"))
+        name = f"{event.get('member')} {event.get('account')}"
         known = self._members.get(name)
         if known is None or total_s >= known.total_s:  # seconds since it began: the greatest is the last
             self._members[name] = _Member(at - timedelta(seconds=total_s), at, seconds, total_s)

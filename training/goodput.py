@@ -9,6 +9,7 @@ Knows neither torch nor Ray.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ class Account:
     """
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK, kind: Kind = "restart") -> None:
+        self.nonce = secrets.token_hex(4)
+        """Tells this account from those of other processes, whose members may be called the same."""
         self._clock = clock
         self._lock = threading.Lock()
         self._kind: Kind = kind
@@ -111,5 +114,11 @@ class AccountTeller:
         self._told_s = self._clock.monotonic_s()
         seconds = {kind: round(value, 4) for kind, value in self._account.totals().items() if value}
         self._events.write(
-            "account", member=self._member, generation=generation, rank=rank, seconds=seconds, final=final
+            "account",
+            member=self._member,
+            account=self._account.nonce,
+            generation=generation,
+            rank=rank,
+            seconds=seconds,
+            final=final,
         )
