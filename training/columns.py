@@ -179,7 +179,8 @@ def _class_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> NDArray[
     # A missing value's code is -1, so it finds the -1 that stands at the end.
     of_code = np.append(pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False), -1)
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    return of_code.astype(np.int64)[codes]
+    indices: NDArray[np.int64] = of_code.astype(np.int64)[codes]
+    return indices
 
 
 def _missing_strings(column: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -10,8 +10,8 @@ Threads: one prepares the window after the current; row groups are read, and ima
 small pool each. Where there are images, one more assembles batches in order; other batches are made
 where they are asked for. None of the threads has a say in what a batch holds.
 
-Tried and left out: one matrix of all columns with rows gathered from it (as fast, and more code);
-gathering batch by batch from arrays in the dataset's order (slower by half on tables).
+Tried and left out: one matrix of all columns whose rows are gathered and then turned to columns; its
+three passes take what the one pass here takes.
 
 Knows nothing of torch's devices or process groups, nor of checkpoints.
 """
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from training.columns import input_array, model_input, target_array
 from training.dataset import Dataset
-from training.plan import BatchRange, Plan
+from training.plan import BatchRange, Plan, PlanWindow
 from training.share import Share
 from training.task import TARGET, Arrays, Task
 
@@ -209,7 +209,12 @@ class Loader:
     def _prepared(self, epoch: int, number: int) -> _Window:
         low, high = self._plan.window_bounds(epoch)[number : number + 2]
         positions = self._share.in_window(epoch, int(low), int(high))
-        return self._source.window(positions, self._plan.window_row_ids(epoch, number)[positions - low])
+        places = positions - low
+        window = self._plan.window(epoch, number)
+        goes_to = np.full(len(window.order), -1, np.int64)
+        goes_to[window.order[places]] = np.arange(len(places))
+        row_ids = self._plan.window_row_ids(epoch, number)[places]
+        return self._source.window(positions, row_ids, window, goes_to)
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ class _Window:
             places = np.searchsorted(self.positions, positions)
         row_ids = self.row_ids[places]
         arrays = {name: values[places] for name, values in self.arrays.items()}
-        return source.decoded(self.images, self.image_places[places], row_ids) | arrays, row_ids
+        return source.decoded(self, places, row_ids) | arrays, row_ids
 
 
 class _Source:
@@ -261,33 +266,47 @@ class _Source:
         """Whether nothing is left to do once a window is there."""
         return not self._images
 
-    def window(self, positions: NDArray[np.int64], row_ids: NDArray[np.int64]) -> _Window:
-        """Each row group is read, converted and strewn over the window's arrays as a job of its own."""
+    def window(
+        self,
+        positions: NDArray[np.int64],
+        row_ids: NDArray[np.int64],
+        window: PlanWindow,
+        goes_to: NDArray[np.int64],
+    ) -> _Window:
+        """Each row group is read, converted and strewn over the window's arrays as a job of its own.
+
+        Args:
+            goes_to: for each row of the window's groups, laid end to end, its place in `positions`, or
+                -1. So a group is gone through in its own order, and memory is jumped about in only
+                where it is written.
+        """
         like = self._converted(self._dataset.empty(self._columns), row_ids[:0])
         arrays = {name: np.empty((len(row_ids), *a.shape[1:]), a.dtype) for name, a in like.items()}
 
-        def fill(job: tuple[int, NDArray[np.int64]]) -> tuple[pa.Table, NDArray[np.int64]]:
-            index, places = job
-            group = self._dataset.row_groups[index]
-            table = self._dataset.read_group(index, self._columns)
-            # For each row of the group the place that it goes to: the group is gone through once, in
-            # its own order, and memory is jumped about in only where the window is written.
-            goes_to = np.full(group.rows, -1, np.int64)
-            goes_to[row_ids[places] - group.first_row] = places
-            used = np.arange(group.rows, dtype=np.int64)
-            if len(places) < group.rows:
-                used = np.flatnonzero(goes_to >= 0)
-                table, goes_to = table.take(pa.array(used)), goes_to[used]
-            for name, values in self._converted(table, used + group.first_row).items():
-                arrays[name][goes_to] = values
-            return table.select([tensor.name for tensor in self._images]), goes_to
+        def fill(job: tuple[int, int, int]) -> tuple[pa.Table, NDArray[np.int64]]:
+            group, start, stop = job
+            targets = goes_to[start:stop]
+            used = np.flatnonzero(targets >= 0)
+            if not len(used):
+                return nothing, targets[:0]
+            table = self._dataset.read_group(group, self._columns)
+            if len(used) < len(targets):
+                table, targets = table.take(pa.array(used)), targets[used]
+            ids = used + self._dataset.row_groups[group].first_row
+            written = slice(targets[0], targets[-1] + 1) if _ascend_by_one(targets) else targets
+            for name, values in self._converted(table, ids).items():
+                arrays[name][written] = values
+            return table.select(nothing.column_names), targets
 
-        filled = list(self._readers.map(fill, self._dataset.by_group(row_ids)))
         nothing = self._dataset.empty([tensor.name for tensor in self._images])
+        bounds = pairwise(window.starts.tolist())
+        jobs = [(group, *bound) for group, bound in zip(window.groups.tolist(), bounds, strict=True)]
+        filled = list(self._readers.map(fill, jobs))
         images = pa.concat_tables([nothing, *(part for part, _ in filled)]).combine_chunks()
-        image_places = np.empty(len(row_ids), np.int64)
-        order = np.concatenate([row_ids[:0], *(goes_to for _, goes_to in filled)])
-        image_places[order] = np.arange(len(order))
+        image_places = np.empty(len(row_ids) if self._images else 0, np.int64)
+        if self._images:
+            order = np.concatenate([targets for _, targets in filled])
+            image_places[order] = np.arange(len(order))
         return _Window(positions, row_ids, arrays, images, image_places)
 
     def _converted(self, table: pa.Table, row_ids: NDArray[np.int64]) -> Arrays:
@@ -298,10 +317,13 @@ class _Source:
         }
         return arrays | {TARGET: target_array(table, self._facts, row_ids=row_ids)}
 
-    def decoded(self, images: pa.Table, places: NDArray[np.int64], row_ids: NDArray[np.int64]) -> Arrays:
+    def decoded(
+        self, window: _Window, places: slice | NDArray[np.int64], row_ids: NDArray[np.int64]
+    ) -> Arrays:
+        """The images at some places of a window's positions."""
         if not self._images:
             return {}
-        files = images.take(pa.array(places))
+        files = window.images.take(pa.array(window.image_places[places]))
         return {
             tensor.name: input_array(files, tensor, pool=self._decoders, row_ids=row_ids)
             for tensor in self._images
@@ -311,6 +333,10 @@ class _Source:
 def _joined(parts: list[tuple[Arrays, NDArray[np.int64]]]) -> tuple[Arrays, NDArray[np.int64]]:
     arrays = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
     return arrays, np.concatenate([part[1] for part in parts])
+
+
+def _ascend_by_one(numbers: NDArray[np.int64]) -> bool:
+    return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
 
 
 def _augments(task: Task) -> bool:

@@ -47,6 +47,18 @@ class BatchRange:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class PlanWindow:
+    """Some row groups laid end to end, and the order in which their rows are used."""
+
+    groups: NDArray[np.int64]
+    """Numbers of the row groups, in the order in which they are laid."""
+    starts: NDArray[np.int64]
+    """Where each group begins in the row of groups, and the end of the last: int64 [groups + 1]."""
+    order: NDArray[np.int64]
+    """For each position of the window, the place of its row: a permutation. Not to be written to."""
+
+
 def rank_slice(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
     """The part of positions [start, stop) that worker `rank` of `world` takes.
 
@@ -88,7 +100,7 @@ class Plan:
         self._rows = int(self._group_rows.sum())
         self._group_first = np.concatenate(([0], np.cumsum(self._group_rows)))[:-1]
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], PlanWindow] = OrderedDict()
 
     @property
     def rows_per_epoch(self) -> int:
@@ -126,21 +138,25 @@ class Plan:
         """Where the epoch's windows begin, and the end of the last: int64 [windows + 1]."""
         return self._epoch(epoch).bounds
 
-    def window_row_ids(self, epoch: int, window: int) -> NDArray[np.int64]:
-        """The dataset rows of a window, in the epoch's order. Not to be written to."""
-        key = (epoch, window)
-        ids = self._windows.get(key)
-        if ids is None:
-            groups = self._epoch(epoch).groups[window * self.window_groups :][: self.window_groups]
-            ids = np.concatenate([np.arange(f, f + n) for f, n in self._extents(groups)])
-            if self.shuffle:
-                ids = ids[self._permutation(f"epoch {epoch} window {window}", len(ids))]
-            ids.flags.writeable = False
-            _keep(self._windows, key, ids, _CACHED_WINDOWS)
-        return ids
+    def window(self, epoch: int, number: int) -> PlanWindow:
+        """Window `number` of the epoch: which row groups it mixes, and how."""
+        key = (epoch, number)
+        window = self._windows.get(key)
+        if window is None:
+            groups = self._epoch(epoch).groups[number * self.window_groups :][: self.window_groups]
+            starts = np.concatenate(([0], np.cumsum(self._group_rows[groups])))
+            rows = int(starts[-1])
+            order = self._permutation(f"epoch {epoch} window {number}", rows) if self.shuffle else None
+            window = PlanWindow(groups, starts, np.arange(rows) if order is None else order)
+            window.order.flags.writeable = False
+            _keep(self._windows, key, window, _CACHED_WINDOWS)
+        return window
 
-    def _extents(self, groups: NDArray[np.int64]) -> list[tuple[int, int]]:
-        return [(int(self._group_first[g]), int(self._group_rows[g])) for g in groups]
+    def window_row_ids(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """The dataset rows of a window, in the epoch's order."""
+        window = self.window(epoch, number)
+        extents = zip(self._group_first[window.groups], self._group_rows[window.groups], strict=True)
+        return np.concatenate([np.arange(first, first + rows) for first, rows in extents])[window.order]
 
     def _epoch(self, epoch: int) -> _Epoch:
         known = self._epochs.get(epoch)

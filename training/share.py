@@ -50,7 +50,8 @@ class Share:
         begins, counts = self._slices(starts, np.minimum(starts + self.global_batch, rows))
         ends = np.cumsum(counts)
         every = np.arange(counts.sum(), dtype=np.int64) + np.repeat(begins - (ends - counts), counts)
-        return every[(every >= low) & (every < high)]
+        inside: NDArray[np.int64] = every[(every >= low) & (every < high)]
+        return inside
 
     def _slices(
         self, starts: NDArray[np.int64], stops: NDArray[np.int64]
