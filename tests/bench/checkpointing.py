@@ -118,7 +118,7 @@ def main() -> int:
     report.notes += [
         f"100.7 million fp32 parameters, AdamW: 1.21 GB; a quiet step takes {quiet_s:.2f} s (median)",
         "all ways in one training, each after the other; every first save is not counted; a local folder",
-        "torch DCP: buffers used again, a process group of its own, its files synced to the disk, as ours are",
+        "torch DCP: buffers used again, a group of its own, files synced to the disk, as ours are",
         "lost: blocked, and what the steps until it was stored took longer than the six before",
     ]
     return finished(report, chosen)

@@ -21,7 +21,7 @@ def write_recipe(
     rows: int,
     epochs: int,
     width: int,
-    workers: int = WORKERS,
+    workers: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
     stamps: Path | None = None,
     **more: Any,
@@ -31,6 +31,7 @@ def write_recipe(
     Args:
         rows: a multiple of 256: torch's sampler would repeat rows otherwise.
         width: of the network.
+        workers: the recipe's part; two by default.
         stamps: where the times of steps are written; None for the built-in task as it is.
         more: further fields of the recipe.
     """
@@ -47,7 +48,7 @@ def write_recipe(
         "options": {"width": width, **({} if stamps is None else {"stamps": str(stamps)})},
         "data": {"train": str(train), "eval": str(held_out)},
         "store": str(folder / "store"),
-        "workers": {"min": workers, "max": workers, "cpus": 1},
+        "workers": dict(workers or {"min": WORKERS, "max": WORKERS, "cpus": 1}),
         "optimization": {"global_batch_size": GLOBAL_BATCH_ROWS, "epochs": epochs},
         **({} if checkpoint is None else {"checkpoint": dict(checkpoint)}),
         **more,

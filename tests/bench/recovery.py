@@ -23,6 +23,9 @@ from pathlib import Path
 
 import psutil
 
+from cluster.events import read_events
+from cluster.runs import Run
+from cluster.storage import open_store
 from tests.bench.asked import asked, finished
 from tests.bench.commands import Command, running_command
 from tests.bench.image_recipe import GLOBAL_BATCH_ROWS, WORKERS, write_recipe
@@ -48,6 +51,8 @@ class Recovery:
 
     next_step_s: float
     """From the fault to the end of the first step that a new process took part in."""
+    redone_steps: int
+    """Finished before the fault, and taken again after it."""
 
 
 Start = Callable[[str, Path], contextlib.AbstractContextManager[Command]]
@@ -110,7 +115,21 @@ class Bench:
             strike(victim)
             known = {stamp.pid for stamp in before}
             running.until(lambda: bool(_after(stamps, known)), RECOVERS_WITHIN_S, "a recovery")
-            return Recovery(_after(stamps, known)[0].at_s - struck_s)
+            first = _after(stamps, known)[0]
+            finished_steps = victim.number - 1
+            resumed_at = first.step - 1 if first.step is not None else self._resumed_at(name, running)
+            return Recovery(first.at_s - struck_s, max(0, finished_steps - resumed_at))
+
+    def _resumed_at(self, name: str, running: Command) -> int:
+        """The step from which Tandem's second generation went on, by its events."""
+        run = Run(open_store(str(self._folder / name / "store")), name)
+
+        def found() -> list[int]:
+            starts = [e for e in read_events(run.store, run.prefix) if e["event"] == "attempt-started"]
+            return [start["step"] for start in starts if start.get("generation") == 2]
+
+        running.until(lambda: bool(found()), RECOVERS_WITHIN_S, "an event of the second generation")
+        return found()[0]
 
 
 def _all_at(stamps: Path, number: int) -> bool:
@@ -152,6 +171,8 @@ def main() -> int:
     values = tuple((ours.next_step_s, theirs.next_step_s) for ours, theirs in found)
     figure = "s from SIGKILL to the next finished step"
     report.comparisons.append(Comparison(figure, "tandem train", "Ray Train", values, at_most=0.5))
+    redone = tuple((float(ours.redone_steps), float(theirs.redone_steps)) for ours, theirs in found)
+    report.comparisons.append(Comparison("steps taken again", "tandem train", "Ray Train", redone))
     report.measures += [
         Measure("s from the death of its Ray actor to the next step", tuple(a.next_step_s for a in actors)),
         Measure("s from SIGSTOP to the next step", tuple(s.next_step_s for s in stops), at_most=15),

@@ -9,7 +9,7 @@ epoch it was in. Knows nothing of who starts the processes (torchrun_ddp.py, ray
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,19 @@ class ByHand:
         """Of the whole training."""
         return self._settings.epochs * len(self._loader)
 
-    def steps(self, wrapped: nn.Module, begin: Any = None) -> Iterator[torch.Tensor]:
+    def steps(self, wrapped: nn.Module, begin: Callable[[int], None] | None = None) -> Iterator[torch.Tensor]:
         """Take every step from here to the end; yields each one's loss, on this rank's rows.
 
         Args:
             wrapped: `model`, made data-parallel.
-            begin: called before each step's forward pass.
+            begin: called before each step's forward pass, with the number of steps done.
         """
         for epoch in range(self.epoch, self._settings.epochs):
             self.epoch = epoch
             self._sampler.set_epoch(epoch)
             for images_BHWC, labels_B in self._loader:
                 if begin is not None:
-                    begin()
+                    begin(self.step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.step, self.total_steps, self._settings)
                 loss = functional.cross_entropy(wrapped(images_BHWC), labels_B)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
@@ -22,6 +22,8 @@ class Stamp:
     number: int
     """How many the process had begun, this one included."""
     at_s: float
+    step: int | None = None
+    """How many steps of the training were done before, where the process can know."""
 
 
 class Stamps:
@@ -33,11 +35,11 @@ class Stamps:
         self._pid = os.getpid()
         self._file = (folder / f"{self._pid}.jsonl").open("a", buffering=1)
 
-    def begin(self) -> None:
+    def begin(self, step: int | None = None) -> None:
         """A step begins now."""
         self._number += 1
-        line = {"pid": self._pid, "rank": self._rank, "number": self._number, "at_s": time.monotonic()}
-        self._file.write(json.dumps(line) + "\n")
+        stamp = Stamp(self._pid, self._rank, self._number, time.monotonic(), step)
+        self._file.write(json.dumps(asdict(stamp)) + "\n")
 
 
 def read_stamps(folder: Path) -> list[Stamp]:
