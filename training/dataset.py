@@ -176,6 +176,10 @@ class Dataset:
         parts = np.split(order, np.cumsum(counts[touched])[:-1]) if len(touched) else []
         return list(zip(touched.tolist(), parts, strict=True))
 
+    def group_of(self, row_id: int) -> int:
+        """The index in `row_groups` of the one that holds a row."""
+        return int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
+
     def empty(self, columns: list[str]) -> pa.Table:
         """A table of `columns` without rows.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from cluster.commands.options import DEFAULT_STORE, JsonOption, StoreOption, exi
 
 if TYPE_CHECKING:
     from cluster.runs import Run
+    from training.audit import Audit
+
+_ROWS_NAMED = 20
 
 runs_app = typer.Typer(help="Runs in a store.", invoke_without_command=True)
 
@@ -57,6 +60,56 @@ def show_run(name: str, store: StoreOption = DEFAULT_STORE, json_output: JsonOpt
             "recipe": json.dumps(record.recipe),
         }
     )
+
+
+@runs_app.command("audit")
+def audit_run(
+    name: str,
+    store: StoreOption = DEFAULT_STORE,
+    checkpoint: Annotated[int | None, typer.Option(help="Its number; without it, the newest.", min=1)] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Work out which rows a run was trained on: name any missing or repeated. Exit 1 if there are."""
+    from cluster.runs import Run
+    from training.audit import audit
+
+    found = audit(Run(existing_store(store), name), checkpoint)
+    if json_output:
+        output.emit(found)
+    else:
+        _show_audit(found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _show_audit(found: Audit) -> None:
+    output.show_facts(
+        {
+            "run": found.run,
+            "checkpoint": f"{found.checkpoint}, step {found.step:,}, row {found.cursor:,} of the order",
+            "dataset": f"{found.dataset}, {found.dataset_rows:,} rows",
+            "ledger": f"{found.segments} segments of {found.attempts} attempts",
+        }
+    )
+    output.show_table(
+        ["epoch", "rows due", "missing", "repeated"],
+        [[e.epoch, e.due_rows, e.missing_rows, e.repeated_rows] for e in found.epochs],
+    )
+    for kind in ("missing", "repeated"):
+        rows = [(epoch.epoch, row) for epoch in found.epochs for row in getattr(epoch, kind)]
+        for epoch, row in rows[:_ROWS_NAMED]:
+            output.tell(f"{kind}: epoch {epoch}, {row.file}, row group {row.group}, row {row.row}")
+        if len(rows) > _ROWS_NAMED:
+            output.tell(f"{kind}: and more; --json names them")
+    for left_out in found.skipped:
+        output.tell(
+            f"skipped on purpose: epoch {left_out.epoch}, {left_out.rows:,} rows from position"
+            f" {left_out.position:,}, by attempt {left_out.attempt}; --json names them"
+        )
+    for problem in found.problems:
+        output.tell(f"problem: {problem}")
+    if not found.problems:
+        output.tell("every row came as often as it should")
 
 
 def _listed(run: Run) -> dict[str, Any] | None:
