@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["compute", "data", "communication", "save", "restart", "redone", "idle", "lent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-MEANING: Mapping[Kind, str] = {
+MEANING: Mapping[str, str] = {
     "compute": "steps",
     "data": "waiting for a batch",
     "communication": "waiting for other workers and the network",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,23 +42,12 @@ def runs(context: typer.Context, store: StoreOption = DEFAULT_STORE, json_output
 
 @runs_app.command("show")
 def show_run(name: str, store: StoreOption = DEFAULT_STORE, json_output: JsonOption = False) -> None:
-    """Show one run: what was asked for and how it went."""
+    """Show one run: how far it is, how fast, where its time and money went, what went wrong."""
+    from cluster.commands.show import facts_of, show
     from cluster.runs import Run
 
     run = Run(existing_store(store), name)
-    record = run.record()
-    summary = _summary(run) or {}
-    if json_output:
-        output.emit({**summary, "created_at": record.created_at, "recipe": record.recipe})
-        return
-    output.show_facts(
-        {
-            **{key: value for key, value in summary.items() if key != "metrics"},
-            "metrics": output.metrics_text(summary["metrics"]) or None,
-            "started": record.created_at.isoformat(timespec="seconds"),
-            "recipe": json.dumps(record.recipe),
-        }
-    )
+    output.emit(facts_of(run)) if json_output else show(run)
 
 
 @runs_app.command("audit")
