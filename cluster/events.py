@@ -21,6 +21,7 @@ from cluster.storage import Store
 
 FLUSH_EVERY_S = 5.0
 FLUSH_AT_LEAST_EVERY_S = 60.0
+FLUSHED_WITHIN_S = 10.0
 _SEGMENTS_AT_ONCE = 16
 
 Event = dict[str, Any]
@@ -54,11 +55,20 @@ class EventWriter:
             if due:
                 self._flushed_s = now_s
         if due:
-            threading.Thread(target=self._flush_unless_flushing, name="events", daemon=True).start()
+            self.request_flush()
 
-    def flush(self) -> None:
-        """Write what is buffered, and wait for it. A store that fails keeps it buffered; the run goes on."""
-        with self._flushing:
+    def request_flush(self) -> None:
+        """Have what is buffered written now, without waiting for it."""
+        threading.Thread(target=self._flush_unless_flushing, name="events", daemon=True).start()
+
+    def flush(self, timeout_s: float = FLUSHED_WITHIN_S) -> None:
+        """Write what is buffered, waiting at most `timeout_s`. What a store doesn't take stays buffered."""
+        thread = threading.Thread(target=self._flush_in_turn, name="events", daemon=True)
+        thread.start()
+        thread.join(timeout_s)
+
+    def _flush_in_turn(self) -> None:
+        with self._flushing:  # what is being written may lack the last events
             self._flush()
 
     def _flush_unless_flushing(self) -> None:

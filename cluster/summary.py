@@ -290,10 +290,8 @@ def _at(event: Event) -> str:
 
 
 def _number(event: Mapping[str, Any], name: str) -> float | None:
-    value = event.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    value: Any = event.get(name)
+    return float(value) if type(value) in (float, int) and math.isfinite(value) else None
 
 
 def _whole(event: Mapping[str, Any], name: str) -> int | None:
