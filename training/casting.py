@@ -1,8 +1,8 @@
 """Which process takes which seat: a pure function of the seats and of the processes there are.
 
 A process that runs already is worth most, then one that still holds state, then one that is at least
-started; only what is left is hired. If everything that holds state would be left without a seat, one such
-process joins as a *bearer*, so that the others get the state from its memory; it leaves right after.
+started; only what is left is hired. If the most advanced state would be left without a seat, the process
+that holds it joins as a *bearer*, so that the others get it from its memory; it leaves right after.
 
 Knows neither Ray nor time.
 """
@@ -52,14 +52,12 @@ def cast(seats: Sequence[Seat], members: Mapping[str, Member], limit: int) -> Ca
     kept = sorted(pairs, key=lambda pair: (_worth(pair[1]) if pair[1] else (True,), pair[0].rank))[:limit]
     kept.sort(key=lambda pair: pair[0].rank)
     seated = tuple((seat, taker.name if taker else None) for seat, taker in kept)
-    if any(taker is not None and taker.warm for _, taker in kept):
+    seated_step = max((m.step for _, m in kept if m is not None and m.warm), default=-1)
+    ahead = [m for m in members.values() if m.warm and m.doomed_s is None and m.step > seated_step]
+    if not ahead or not kept:
         return Cast(seated)
-    left = [m for m in members.values() if m.warm and m.doomed_s is None]
-    if not left or not kept:
-        return Cast(seated)
-    bearer = max(left, key=lambda m: m.step)
-    # It needs an address only if it were rank 0, which it never is: it comes last.
-    return Cast(seated, (kept[0][0], bearer.name))
+    # Its address is never asked for: it comes last, and rank 0 is who is connected to.
+    return Cast(seated, (kept[0][0], max(ahead, key=lambda m: m.step).name))
 
 
 def _worth(member: Member) -> tuple[bool, bool, int, bool, float]:

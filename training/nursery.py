@@ -42,6 +42,7 @@ SINGLE_THREADED = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 """Keeps libraries from starting threads while they are imported. What a member may use it sets itself."""
 _HEADER_BYTES = 4

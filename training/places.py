@@ -30,6 +30,7 @@ class Places:
         self._room = 0
         self._room_since_s = math.inf
         self._lent_from = 0
+        self._handed_over = False
         self.keepers: set[str] = set()
         self.draining: frozenset[str] = frozenset()
         self.lent = 0
@@ -129,6 +130,13 @@ class Places:
                 fix="ask for fewer, or run with a smaller workers.min",
             )
         self.lent, self._lent_from, self.loan_until_s = workers, held, now_s + for_s
+        self._handed_over = False
+
+    def handed_over(self, resize: Resize) -> bool:
+        """Whether with this resize a loan is handed over; true once a loan."""
+        over = bool(self.lent) and resize.workers == self.limit and not self._handed_over
+        self._handed_over = self._handed_over or over
+        return over
 
     def loan_over(self, now_s: float) -> bool:
         """Whether a loan has just ended."""
@@ -154,9 +162,10 @@ class Places:
         wanted = self._wanted(at_work, steady, now_s)
         if wanted is None:
             return None
-        again = self._asked == (self._current, wanted) and now_s - self._asked_s < self._rules.ask_again_s
-        if again:
-            return None
+        if self._asked is not None and now_s - self._asked_s < self._rules.ask_again_s:
+            group, asked = self._asked
+            if (group, asked.workers, asked.avoid) == (self._current, wanted.workers, wanted.avoid):
+                return None
         self._asked, self._asked_s = (self._current, wanted), now_s
         return wanted
 

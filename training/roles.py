@@ -33,7 +33,6 @@ class Rules:
     """From asking for a member until it is ready; a node's first waits for its imports."""
     keeper_s: float = 40.0
     """For a keeper to appear on a node that has seats, before the seats are passed over."""
-    host_s: float = 30.0
     join_s: float = 120.0
     """Without a sign of progress from anyone, while a generation forms."""
     part_s: float = 5.0

@@ -396,7 +396,7 @@ class Roster:
                 member.ended = True
         elif generation.phase in ("hosting", "joining"):
             quiet_s = min([in_phase_s, *(now_s - m.moved_s for m in engaged)])
-            if quiet_s > (rules.host_s if generation.phase == "hosting" else rules.join_s):
+            if quiet_s > rules.join_s:
                 self._replace(engaged, [m for m in engaged if not m.joined], "joining", quiet_s, now_s)
         elif generation.phase in ("training", "pausing"):
             # Outside of steps, such as in a long save, whatever grows is a sign of life.
@@ -462,7 +462,8 @@ class Roster:
             return
         self._generations += 1
         number = self._generations
-        generation = Generation(number, f"{self._rules.attempt}-g{number}", plan.names, "hosting", now_s)
+        phase = "hosting" if len(plan.names) > 1 else "joining"
+        generation = Generation(number, f"{self._rules.attempt}-g{number}", plan.names, phase, now_s)
         self._generation = generation
         self._host = plan.seated[0][0].ip
         self._tell_join(generation, 0, plan.names[0], None)
@@ -512,7 +513,7 @@ class Roster:
         )
         if resize is not None:
             self._out.append(resize)
-            if self._places.lent and resize.workers == self._places.limit:
+            if self._places.handed_over(resize):
                 self._record("lent", workers=self._places.lent, world=resize.workers)
 
     def _tell_join(self, generation: Generation, rank: int, name: str, port: int | None) -> None:
