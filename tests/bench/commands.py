@@ -109,11 +109,7 @@ class Command:
             self.child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.child.wait(_GONE_WITHIN_S)
-        left = marked(MARK, self.mark)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=_GONE_WITHIN_S)
+        end_marked(MARK, self.mark)
         self.child.wait(_GONE_WITHIN_S)
 
 
@@ -127,14 +123,15 @@ def running_command(arguments: Sequence[str], variables: Mapping[str, str]) -> I
         command.stop()
 
 
-def marked(name: str, value: str) -> list[psutil.Process]:
-    """Every living process with this variable in its environment."""
-    found = []
+def end_marked(name: str, value: str) -> None:
+    """SIGKILL to every living process with this variable in its environment."""
+    left = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # gone, or not ours to look at
             if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=_GONE_WITHIN_S)
 
 
 def _read(pipe: IO[bytes] | None, lines: list[Line]) -> None:

@@ -9,12 +9,17 @@ with the machine and the commit.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.bench.asked import asked, finished
+from tests.bench.commands import end_marked
 from tests.bench.machine import REPO, distributions, machine_facts
 from tests.bench.pairs import Report
 
@@ -28,17 +33,37 @@ QUESTIONS = (
     "accelerator",
 )
 ENDS_WITHIN_S = 3600
+UNWINDS_WITHIN_S = 60
+MARK = "TANDEM_BENCH_QUESTION"
+
+
+class Unanswered(Exception):
+    """A question whose program gave no figures."""
 
 
 def answer(question: str, pairs: int, folder: Path) -> Report:
     """Run one question's program and read what it found.
 
     Raises:
-        subprocess.SubprocessError: it failed; it has said why.
+        Unanswered: it failed, and has said why, or took too long.
     """
     out = folder / f"{question}.json"
     command = [sys.executable, "-m", f"tests.bench.{question}", "--pairs", str(pairs), "--out", str(out)]
-    subprocess.run(command, cwd=REPO, check=True, timeout=ENDS_WITHIN_S)
+    mark = secrets.token_hex(8)
+    child = subprocess.Popen(command, cwd=REPO, env={**os.environ, MARK: mark})
+    try:
+        code = child.wait(ENDS_WITHIN_S)
+    except BaseException as error:
+        child.send_signal(signal.SIGINT)  # so that it unwinds
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(UNWINDS_WITHIN_S)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unanswered(f"took more than {ENDS_WITHIN_S} s") from None
+        raise
+    finally:
+        end_marked(MARK, mark)
+    if code != 0:
+        raise Unanswered(f"failed with {code}")
     return Report.read(out)
 
 
@@ -50,9 +75,9 @@ def main() -> int:
         for question in chosen.only.split(","):
             try:
                 found = answer(question, chosen.pairs, Path(name))
-            except (subprocess.SubprocessError, OSError) as error:
+            except Unanswered as error:
                 failed.append(question)
-                whole.notes.append(f"{question}: not measured, {error}")
+                whole.notes.append(f"{question}: not measured: it {error}")
                 continue
             whole.comparisons += found.comparisons
             whole.measures += found.measures
