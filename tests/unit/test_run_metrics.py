@@ -1,4 +1,4 @@
-"""A run's figures as Ray's metrics. That Ray exposes what is recorded is Ray's own; here: what is recorded."""
+"""A run's figures as Ray's metrics: what is recorded. That Ray exposes it is Ray's own."""
 
 import pytest
 from ray.util import metrics
