@@ -1,13 +1,10 @@
 """One data-parallel worker without Ray: `RANK=0 WORLD_SIZE=2 … python tests/ddp_worker.py RECIPE.json`.
 
-What torchrun would start. Shows that the worker needs only a process group.
+What torchrun would start. Shows that the worker needs no Ray.
 """
 
-import os
 import sys
 from pathlib import Path
-
-import torch.distributed as dist
 
 from cluster.runs import Run
 from cluster.storage import open_store
@@ -19,12 +16,8 @@ from training.worker import run_worker
 def main(recipe_path: str) -> None:
     recipe = Recipe.model_validate_json(Path(recipe_path).read_bytes())
     assert recipe.run is not None
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("gloo")
     facts = Run(open_store(recipe.store), recipe.run).record().facts
     run_worker(recipe, recipe.run, DatasetFacts.model_validate(facts), report=lambda progress: None)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -74,11 +74,13 @@ class _Line(torch.nn.Module):
         return self.layer(x.unsqueeze(1)).squeeze(1) + 0.0 * id
 
 
-def write_line(folder: Path, rows: int, files: int = 3) -> str:
-    """A dataset y = 3x + 1 of `rows` rows in several files; gives its URI."""
+def write_line(folder: Path, rows: int, files: int = 3, poison: int | None = None) -> str:
+    """A dataset y = 3x + 1 of `rows` rows in several files; gives its URI. Row `poison` overflows the loss."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.arange(rows, dtype=np.float32)
     x = np.random.default_rng(0).normal(size=rows).astype(np.float32)
+    if poison is not None:
+        x[poison] = 1e30
     table = pa.table({"id": ids, "x": x, "y": 3 * x + 1})
     per_file = -(-rows // files)
     for n in range(files):

@@ -4,7 +4,9 @@ Works alone or inside any `torch.distributed` process group. What makes a resume
 - the learning rate and every random number are pure functions of (seed, step, rank);
 - the loss is a sum over the global batch divided by its rows, so it means the same for any number
   of workers and for the smaller batch at an epoch's end;
-- padding rows have weight 0, so a rank with nothing to do still takes part in every collective.
+- padding rows have weight 0, so a rank with nothing to do still takes part in every collective;
+- whatever is raised, `state` is that of the last finished step: gradients are dropped, and buffers that a
+  forward pass has moved are put back. So a worker whose peer died in mid-step goes on from memory.
 """
 
 from __future__ import annotations
@@ -12,28 +14,38 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.errors import BadInput, RunFailed, shown
+from cluster.errors import BadInput, TandemError, shown
+from cluster.goodput import Kind
 from training.recipe import Optimization
 from training.schedule import learning_rate
 from training.task import Arrays, Task, Tensors
 
 REPORT_EVERY_STEPS = 10
+_RECENT_LOSSES = 100
+_FEWEST_TO_JUDGE_A_SPIKE = 20
+_SMALL_BUFFER_VALUES = 65_536
 
 
 class Batch(Protocol):
     """What the loader yields (`training.loader.HostBatch`): this rank's rows of one global batch."""
 
+    @property
+    def cursor(self) -> int: ...
     @property
     def next_cursor(self) -> int: ...
     @property
@@ -54,8 +66,6 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     cursor: int = 0
-    finite: torch.Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
-    """Whether this rank's loss has been finite at every step; read it only where waiting is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +81,83 @@ class StepReport:
     """Mean over the global batches since the last report; None between reports."""
     data_wait_s: float
     step_s: float
+    skipped: bool = False
+    """Whether the batch was left out on purpose: the step moved nothing."""
 
 
-def new_state(task: Task, optimization: Optimization, device: torch.device) -> TrainState:
-    """A fresh model and optimizer, the same on every rank."""
+class Poisoned(TandemError):
+    """A step ruined the weights: its loss or gradient is not finite, or a spike. Every rank raises it."""
+
+    def __init__(self, failed: str, *, got: str, step: int, start: int, stop: int) -> None:
+        super().__init__(
+            failed,
+            got=got,
+            allowed="finite losses and gradients",
+            fix="look for extreme values in the data, or start a new run with a lower learning_rate",
+        )
+        self.step = step
+        """The step that did it, counted from 1."""
+        self.start = start
+        """Rows [start, stop) by the cursor: its batch."""
+        self.stop = stop
+
+
+class Hooks(Protocol):
+    """What the loop asks and tells while it steps. Every rank must answer alike."""
+
+    def is_skipped(self, cursor: int) -> bool:
+        """Whether the batch that starts at `cursor` is to be left out."""
+        ...
+
+    def is_due(self, step: int) -> bool:
+        """Whether the losses must be known after `step`, because something is to be done then."""
+        ...
+
+    def begin_step(self, step: int) -> None:
+        """The step after `step` finished ones begins."""
+        ...
+
+    def on_wrapped(self, model: DistributedDataParallel) -> None:
+        """The model as it is called for this group, before its first pass."""
+        ...
+
+    def on_forward(self) -> None:
+        """The loss is known; what follows waits for the other ranks."""
+        ...
+
+    def on_backward(self) -> None:
+        """A backward pass is over, its exchange included."""
+        ...
+
+    def on_step(self, step: StepReport) -> None:
+        """A step is done; `state` is current. Whatever this raises stops the loop."""
+        ...
+
+    def switch(self, kind: Kind) -> None:
+        """Time from now on is of this kind."""
+        ...
+
+
+def new_state(
+    task: Task,
+    optimization: Optimization,
+    device: torch.device,
+    prepare: Callable[[torch.nn.Module], None] | None = None,
+) -> TrainState:
+    """A fresh model and optimizer, the same on every rank.
+
+    Args:
+        prepare: done to the model before the optimizer is made, such as sharding it.
+    """
     torch.manual_seed(_seed(optimization.seed, "model"))
     model = task.build_model().to(device)
+    if prepare is not None:
+        prepare(model)
+    return TrainState(model, new_optimizer(model, optimization))
+
+
+def new_optimizer(model: torch.nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
+    """AdamW over a model's parameters; make it after sharding the model, never before."""
     # Weight decay is for matrices; biases, norms and scales are left alone, as is usual since GPT-2.
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -84,8 +165,7 @@ def new_state(task: Task, optimization: Optimization, device: torch.device) -> T
         {"params": matrices, "weight_decay": optimization.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=optimization.learning_rate)
-    return TrainState(model, optimizer, finite=torch.ones((), dtype=torch.bool, device=device))
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optimization.learning_rate)
 
 
 def train_steps(
@@ -96,47 +176,52 @@ def train_steps(
     *,
     total_steps: int,
     device: torch.device,
-    on_step: Callable[[StepReport], None],
+    hooks: Hooks,
+    spike_factor: float | None = None,
 ) -> None:
-    """Run every batch; `state` is current at each call of `on_step`.
+    """Run every batch; `state` is current at each call of `hooks.on_step`, and after whatever is raised.
 
     Raises:
-        RunFailed: the loss is not finite.
+        Poisoned: a step ruined the weights, or would have; on every rank after the same step.
         BadInput: the task's loss isn't one number a row.
-        Whatever `on_step` raises, to stop.
+        Whatever `hooks.on_step` raises, to stop.
+        RuntimeError: from torch, where a peer is gone.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     state.model.train()
-    wrapped: torch.nn.Module = DistributedDataParallel(state.model) if world > 1 else state.model
+    wrapped = _wrapped(state.model, world)
+    if isinstance(wrapped, DistributedDataParallel):
+        hooks.on_wrapped(wrapped)
     if optimization.compile:
         wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-    losses = _LossWindow(device)
+    losses = _Losses(device, world, spike_factor)
+    buffers = _Buffers(state.model)
     waited_from_s = time.monotonic()
+    hooks.switch("data")
     for batch in batches:
         started_s = time.monotonic()
-        torch.manual_seed(_seed(optimization.seed, f"step {state.step} rank {rank}"))
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, total_steps, optimization)
-        loss = _backward(task, wrapped, batch, optimization, world, device)
-        state.finite &= torch.isfinite(loss)
-        if optimization.gradient_clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimization.gradient_clip_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        hooks.begin_step(state.step)
+        skipped = hooks.is_skipped(batch.cursor)
+        if not skipped:
+            hooks.switch("compute")
+            torch.manual_seed(_seed(optimization.seed, f"step {state.step} rank {rank}"))
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(state.step, total_steps, optimization)
+            try:
+                part = _step(task, state, wrapped, batch, optimization, world, device, hooks)
+                losses.add(state.step + 1, batch, part)
+            except BaseException:
+                buffers.put_back()
+                state.optimizer.zero_grad(set_to_none=True)
+                raise
+            buffers.keep()
         state.step += 1
         state.cursor = batch.next_cursor
-        losses.add(loss)
-        due = state.step % REPORT_EVERY_STEPS == 0 or state.step == total_steps
-        mean_loss = losses.reduce(world) if due else None
-        if mean_loss is not None and not math.isfinite(mean_loss):
-            raise RunFailed(
-                f"the loss is not a finite number by step {state.step}",
-                got=str(mean_loss),
-                fix="look for extreme values in the data, or start a new run with a lower learning_rate",
-            )
+        due = state.step % REPORT_EVERY_STEPS == 0 or state.step == total_steps or hooks.is_due(state.step)
+        mean_loss = losses.reduce() if due else None
         now_s = time.monotonic()
-        on_step(
+        hooks.on_step(
             StepReport(
                 step=state.step,
                 cursor=state.cursor,
@@ -145,9 +230,45 @@ def train_steps(
                 loss=mean_loss,
                 data_wait_s=started_s - waited_from_s,
                 step_s=now_s - waited_from_s,
+                skipped=skipped,
             )
         )
         waited_from_s = time.monotonic()
+        hooks.switch("data")
+
+
+def _wrapped(model: torch.nn.Module, world: int) -> torch.nn.Module:
+    """The model as it is called: a sharded one exchanges gradients itself. Ranks start from one state."""
+    if world == 1 or isinstance(model, FSDPModule):
+        return model
+    return DistributedDataParallel(model, init_sync=False)
+
+
+def _step(
+    task: Task,
+    state: TrainState,
+    wrapped: torch.nn.Module,
+    batch: Batch,
+    optimization: Optimization,
+    world: int,
+    device: torch.device,
+    hooks: Hooks,
+) -> torch.Tensor:
+    """Move the weights by one global batch.
+
+    Returns:
+        This rank's part of the batch's mean loss; not a number where the gradient is not finite.
+    """
+    loss = _backward(task, wrapped, batch, optimization, world, device, hooks)
+    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if optimization.gradient_clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, optimization.gradient_clip_norm, norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return torch.where(torch.isfinite(norm), loss, torch.nan)
 
 
 def _backward(
@@ -157,6 +278,7 @@ def _backward(
     optimization: Optimization,
     world: int,
     device: torch.device,
+    hooks: Hooks,
 ) -> torch.Tensor:
     """Accumulate the gradients of one global batch; give this rank's part of its mean loss."""
     tensors = {name: _to_device(array, device) for name, array in batch.arrays.items()}
@@ -167,11 +289,8 @@ def _backward(
     total = torch.zeros((), device=device)
     for start in starts:
         part: Tensors = {name: tensor[start : start + micro] for name, tensor in tensors.items()}
-        last = start == starts[-1]
-        # Only the last part's backward pass exchanges gradients.
-        held = isinstance(wrapped, DistributedDataParallel) and not last
         with (
-            wrapped.no_sync() if held else contextlib.nullcontext(),  # type: ignore[operator]
+            _exchanging(wrapped, start == starts[-1]),
             torch.autocast(device.type, torch.bfloat16, enabled=optimization.precision == "bf16"),
         ):
             loss_B = task.loss(wrapped, part)
@@ -184,31 +303,96 @@ def _backward(
                     fix="use reduction='none', and take the mean over other axes only",
                 )
             loss = (loss_B.float() * weight_B[start : start + micro]).sum() / batch.global_rows
-            # DDP averages over ranks; what is wanted is the sum.
+            hooks.on_forward()
+            # Gradients are averaged over ranks; what is wanted is the sum.
             (loss * world).backward()  # type: ignore[no-untyped-call]
+            hooks.on_backward()
         total += loss.detach()
     return total
 
 
-class _LossWindow:
-    """The mean loss since the last report, exchanged between ranks only when it is asked for."""
+def _exchanging(wrapped: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Only the backward pass of a batch's last part exchanges gradients."""
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
 
-    def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), device=device)
-        self._steps = 0
 
-    def add(self, loss: torch.Tensor) -> None:
-        self._sum += loss
-        self._steps += 1
+class _Buffers:
+    """Copies of the buffers that forward passes move, such as running means, as of the last finished step.
 
-    def reduce(self, world: int) -> float:
-        total = self._sum.clone()
-        if world > 1:
-            dist.all_reduce(total)
-        mean = float(total) / self._steps
-        self._sum.zero_()
-        self._steps = 0
-        return mean
+    Large ones, mostly tables that never move, are copied only if the first step has moved them. (Version
+    counters would tell more cheaply, but batch norm's kernels move buffers without counting.)
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._kept = [(b, b.detach().clone()) for b in model.buffers() if b.numel()]
+        self._first = True
+
+    def keep(self) -> None:
+        """The step is finished: what it moved is the new state."""
+        if self._first:
+            self._first = False
+            self._kept = [
+                (b, copy)
+                for b, copy in self._kept
+                if b.numel() <= _SMALL_BUFFER_VALUES or not torch.equal(b, copy)
+            ]
+        for buffer, copy in self._kept:
+            copy.copy_(buffer)
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for buffer, copy in self._kept:
+                buffer.copy_(copy)
+
+
+class _Losses:
+    """The losses since the last report, exchanged between ranks only when they are asked for."""
+
+    def __init__(self, device: torch.device, world: int, spike_factor: float | None) -> None:
+        self._device = device
+        self._world = world
+        self._spike_factor = spike_factor
+        self._steps: list[tuple[int, int, int]] = []
+        self._parts: list[torch.Tensor] = []
+        self._recent: deque[float] = deque(maxlen=_RECENT_LOSSES)
+
+    def add(self, step: int, batch: Batch, part: torch.Tensor) -> None:
+        """Note this rank's part of a step's loss, without waiting for it to be computed."""
+        self._steps.append((step, batch.cursor, batch.next_cursor))
+        self._parts.append(part)
+
+    def reduce(self) -> float | None:
+        """The mean loss of the steps since the last call; None if each was skipped.
+
+        Raises:
+            Poisoned: one of them ruined the weights.
+        """
+        if not self._parts:
+            return None
+        losses_S = torch.stack(self._parts)
+        if self._world > 1:
+            dist.all_reduce(losses_S)
+        values = losses_S.tolist()
+        steps, self._steps, self._parts = self._steps, [], []
+        for (step, start, stop), loss in zip(steps, values, strict=True):
+            why = self._ruinous(step, loss)
+            if why:
+                raise Poisoned(why, got=str(loss), step=step, start=start, stop=stop)
+            self._recent.append(loss)
+        return math.fsum(values) / len(values)
+
+    def _ruinous(self, step: int, loss: float) -> str:
+        if not math.isfinite(loss):
+            return f"the loss or its gradient is not a finite number at step {step}"
+        if self._spike_factor is not None and len(self._recent) >= _FEWEST_TO_JUDGE_A_SPIKE:
+            usual = statistics.median(self._recent)
+            if loss > self._spike_factor * usual:
+                return f"the loss at step {step} is over {self._spike_factor:g} times the usual {usual:.4g}"
+        return ""
 
 
 def _to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:

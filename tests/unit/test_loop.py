@@ -12,22 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from recording_task import Options, RecordingTask
+from torch.nn.parallel import DistributedDataParallel
 
-from cluster.errors import BadInput, Conflict, Damaged, RunFailed
-from cluster.manifest import Manifest
-from cluster.runs import Run
-from cluster.storage import memory_store
-from training.checkpoint import (
-    WEIGHTS,
-    CheckpointMeta,
-    CheckpointWriter,
-    is_finite,
-    load_state,
-    restore,
-    state_files,
-)
+from cluster.errors import BadInput
+from cluster.goodput import Kind
 from training.facts import ColumnFacts, DatasetFacts
-from training.loop import StepReport, TrainState, new_state, train_steps
+from training.loop import Poisoned, StepReport, TrainState, new_state, train_steps
 from training.recipe import Optimization
 from training.schedule import learning_rate
 from training.task import TARGET, Arrays, Tensors
@@ -43,6 +33,7 @@ FACTS = DatasetFacts(
 
 @dataclass(frozen=True)
 class FakeBatch:
+    cursor: int
     next_cursor: int
     arrays: Arrays
     weight: np.ndarray
@@ -60,7 +51,7 @@ def batches(count: int, rows: int = 16, padding: int = 0) -> list[FakeBatch]:
             weight[-padding:] = 0
             x[-padding:] = 1e3
         arrays = {"id": np.zeros_like(x), "x": x, TARGET: 3 * x + 1}
-        made.append(FakeBatch((n + 1) * rows, arrays, weight, rows))
+        made.append(FakeBatch(n * rows, (n + 1) * rows, arrays, weight, rows))
     return made
 
 
@@ -68,34 +59,66 @@ def task(tmp_path: Path) -> RecordingTask:
     return RecordingTask(FACTS, Options(log_dir=str(tmp_path)))
 
 
+class Quiet:
+    """Hooks that only look on."""
+
+    def __init__(self, skips: tuple[int, ...] = (), due: tuple[int, ...] = ()) -> None:
+        self.reports: list[StepReport] = []
+        self.kinds: list[Kind] = []
+        self._skips = skips
+        self._due = due
+
+    def is_skipped(self, cursor: int) -> bool:
+        return cursor in self._skips
+
+    def is_due(self, step: int) -> bool:
+        return step in self._due
+
+    def switch(self, kind: Kind) -> None:
+        self.kinds.append(kind)
+
+    def begin_step(self, step: int) -> None: ...
+    def on_wrapped(self, model: DistributedDataParallel) -> None: ...
+    def on_forward(self) -> None: ...
+    def on_backward(self) -> None: ...
+
+    def on_step(self, step: StepReport) -> None:
+        self.reports.append(step)
+
+
 def run_steps(
-    of: RecordingTask, state: TrainState, some: list[FakeBatch], total: int = 20, **settings: object
+    of: RecordingTask,
+    state: TrainState,
+    some: list[FakeBatch],
+    total: int = 20,
+    hooks: Quiet | None = None,
+    spike_factor: float | None = None,
+    **settings: object,
 ) -> list[StepReport]:
-    reports: list[StepReport] = []
+    hooks = hooks or Quiet()
     optimization = Optimization.model_validate({"learning_rate": 0.01, "warmup_steps": 4} | settings)
-    train_steps(of, state, some, optimization, total_steps=total, device=CPU, on_step=reports.append)
-    return reports
+    train_steps(
+        of,
+        state,
+        some,
+        optimization,
+        total_steps=total,
+        device=CPU,
+        hooks=hooks,
+        spike_factor=spike_factor,
+    )
+    return hooks.reports
 
 
-def weights(state: TrainState) -> bytes:
-    return state_files(state)[WEIGHTS]
+def same(one: TrainState, other: TrainState) -> bool:
+    """Bit for bit, optimizer included."""
+    weights = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    moments = zip(_moments(one), _moments(other), strict=True)
+    return all(torch.equal(a, b) for a, b in (*weights, *moments))
 
 
-def test_kill_and_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
-    of = task(tmp_path)
-    whole = new_state(of, Optimization(), CPU)
-    run_steps(of, whole, batches(20))
-
-    first = new_state(of, Optimization(), CPU)
-    run_steps(of, first, batches(20)[:11])
-    files = state_files(first)
-    second = new_state(of, Optimization(seed=99), CPU)
-    load_state(second, CheckpointMeta(step=11, cursor=176, fingerprint="f", ledger=()), files.__getitem__)
-    run_steps(of, second, batches(20)[11:])
-
-    assert weights(second) == weights(whole)
-    assert state_files(second) == state_files(whole)
-    assert (second.step, second.cursor) == (20, 320)
+def _moments(state: TrainState) -> list[torch.Tensor]:
+    return [v for p in state.model.parameters() for v in state.optimizer.state[p].values()]
 
 
 def test_padding_rows_count_for_nothing(tmp_path: Path) -> None:
@@ -128,16 +151,79 @@ def test_reports_carry_the_mean_loss_every_ten_steps_and_at_the_end(tmp_path: Pa
     assert all(math.isfinite(r.loss) for r in reports if r.loss is not None)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("due", "told_after"), [((), 10), ((5,), 5)])
+def test_the_step_that_ruins_the_weights_is_named(
+    tmp_path: Path, due: tuple[int, ...], told_after: int
+) -> None:
     of = task(tmp_path)
     some = batches(10)
     some[3].arrays["x"][0] = np.nan
     state = new_state(of, Optimization(), CPU)
-    run_steps(of, state, some[:3])
-    assert is_finite(state)
-    with pytest.raises(RunFailed, match="not a finite number by step 10"):
-        run_steps(of, state, some[3:])
-    assert not is_finite(state), "such a state is never committed"
+    with pytest.raises(Poisoned, match="not a finite number at step 4") as caught:
+        run_steps(of, state, some, hooks=Quiet(due=due))
+    assert (caught.value.step, caught.value.start, caught.value.stop) == (4, 48, 64)
+    assert state.step == told_after
+
+
+def test_a_gradient_that_is_not_finite_counts_too(tmp_path: Path) -> None:
+    class Cusp(RecordingTask):
+        def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+            return (super().loss(model, batch) * 0).sqrt()  # 0, but its slope isn't a number
+
+    cusp = Cusp(FACTS, Options(log_dir=str(tmp_path)))
+    with pytest.raises(Poisoned, match="at step 1"):
+        run_steps(cusp, new_state(cusp, Optimization(), CPU), batches(1), total=1)
+
+
+def test_a_spike_is_told_from_what_is_usual(tmp_path: Path) -> None:
+    of = task(tmp_path)
+    some = batches(40)
+    some[33].arrays["x"][:] = 1e4
+    state = new_state(of, Optimization(), CPU)
+    with pytest.raises(Poisoned, match="over 50 times the usual") as caught:
+        run_steps(of, state, some, total=40, spike_factor=50.0)
+    assert caught.value.step == 34
+    run_steps(of, new_state(of, Optimization(), CPU), some, total=40)  # not without being asked
+
+
+def test_a_batch_left_out_is_a_step_that_moves_nothing(tmp_path: Path) -> None:
+    of = task(tmp_path)
+    state, other = (new_state(of, Optimization(), CPU) for _ in range(2))
+    some = batches(6)
+    reports = run_steps(of, state, some, total=6, hooks=Quiet(skips=(32,)))
+    assert [r.skipped for r in reports] == [False, False, True, False, False, False]
+    assert (state.step, state.cursor) == (6, 96)
+    run_steps(of, other, some[:2], total=6)
+    other.step, other.cursor = 3, 48
+    run_steps(of, other, some[3:], total=6)
+    assert same(state, other)
+
+
+def test_whatever_is_raised_the_state_is_that_of_the_last_finished_step(tmp_path: Path) -> None:
+    class Breaks(RecordingTask):
+        broken = False
+
+        def build_model(self) -> torch.nn.Module:
+            return torch.nn.ModuleDict({"line": super().build_model(), "norm": torch.nn.BatchNorm1d(1)})
+
+        def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+            x = model["norm"](batch["x"].unsqueeze(1)).squeeze(1)  # type: ignore[index]
+            loss = (model["line"](batch["id"], x) - batch[TARGET]) ** 2  # type: ignore[index]
+            if self.broken:
+                raise ConnectionError("a peer is gone")
+            return loss
+
+    of = Breaks(FACTS, Options(log_dir=str(tmp_path)))
+    state, smooth = (new_state(of, Optimization(), CPU) for _ in range(2))
+    run_steps(of, state, batches(3))
+    of.broken = True
+    with pytest.raises(ConnectionError):
+        run_steps(of, state, batches(4)[3:])
+    assert state.step == 3
+    of.broken = False
+    run_steps(of, state, batches(6)[3:])
+    run_steps(of, smooth, batches(6))
+    assert same(state, smooth)
 
 
 def test_a_reduced_loss_is_refused(tmp_path: Path) -> None:
@@ -157,90 +243,3 @@ def test_the_learning_rate_stays_between_its_bounds(total: int, warmup: int, flo
     assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
     after = [learning_rate(step, total, optimization) for step in range(min(warmup, total), total)]
     assert after == sorted(after, reverse=True)
-
-
-def meta_at(state: TrainState) -> CheckpointMeta:
-    start = CheckpointMeta(step=0, cursor=0, fingerprint="f", ledger=())
-    return start.extended(step=state.step, cursor=state.cursor, attempt="a", workers=1)
-
-
-class Told:
-    def __init__(self) -> None:
-        self.committed: list[Manifest] = []
-        self.failed: list[Exception] = []
-
-
-def writer(run: Run, told: Told, newest: int = 0, keep: int = 2) -> CheckpointWriter:
-    return CheckpointWriter(
-        run, newest=newest, keep=keep, on_commit=told.committed.append, on_failure=told.failed.append
-    )
-
-
-def test_the_writer_commits_keeps_the_newest_and_leaves_every_manifest(tmp_path: Path) -> None:
-    of, told = task(tmp_path), Told()
-    run = Run(memory_store(), "r")
-    state = new_state(of, Optimization(), CPU)
-    write = writer(run, told)
-    for batch in batches(5):
-        run_steps(of, state, [batch])
-        write.submit(state_files(state), meta_at(state))
-    run_steps(of, state, batches(6)[5:])
-    write.finish(state_files(state), meta_at(state))
-
-    assert [m.number for m in told.committed] == [1, 2, 3, 4, 5, 6]
-    assert not told.failed
-    assert len(run.store.keys("runs/r/checkpoints")) == 6 + 2 * 2
-    fresh = new_state(of, Optimization(seed=5), CPU)
-    found = restore(fresh, run.checkpoints(), lambda number, error: pytest.fail(str(error)))
-    assert found is not None
-    assert found.number == 6
-    assert weights(fresh) == weights(state)
-    assert [(s.start, s.stop) for s in found.meta.ledger] == [(0, 96)]
-
-
-def test_restore_falls_back_past_a_damaged_checkpoint_and_says_so(tmp_path: Path) -> None:
-    of, told = task(tmp_path), Told()
-    run = Run(memory_store(), "r")
-    state = new_state(of, Optimization(), CPU)
-    write = writer(run, told)
-    kept = []
-    for batch in batches(2):
-        run_steps(of, state, [batch])
-        kept.append(weights(state))
-        write.submit(state_files(state), meta_at(state))
-    write.close()
-    key = told.committed[1].files[WEIGHTS].key
-    data = bytearray(run.store.get(key))
-    data[-1] ^= 1
-    run.store.put(key, bytes(data))
-
-    passed_over: list[int] = []
-    fresh = new_state(of, Optimization(), CPU)
-    found = restore(fresh, run.checkpoints(), lambda number, error: passed_over.append(number))
-    assert found is not None
-    assert (found.number, passed_over) == (1, [2])
-    assert weights(fresh) == kept[0]
-
-    run.store.delete([told.committed[0].files[WEIGHTS].key])
-    with pytest.raises(Damaged, match="no checkpoint of the run is whole"):
-        restore(fresh, run.checkpoints(), lambda number, error: None)
-
-
-def test_a_second_driver_of_the_run_is_told(tmp_path: Path) -> None:
-    of, told = task(tmp_path), Told()
-    run = Run(memory_store(), "r")
-    state = new_state(of, Optimization(), CPU)
-    ours, theirs = writer(run, told), writer(run, Told())
-    theirs.submit(state_files(state), meta_at(state))
-    theirs.close()
-    with pytest.raises(Conflict, match="another writer"):
-        ours.finish(state_files(state), meta_at(state))
-    ours.close()
-
-
-def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
-    of = task(tmp_path)
-    state = new_state(of, Optimization(), CPU)
-    other = TrainState(torch.nn.Linear(2, 2), torch.optim.AdamW(torch.nn.Linear(2, 2).parameters()))
-    with pytest.raises(Damaged, match="not those of this model"):
-        load_state(other, meta_at(state), state_files(state).__getitem__)

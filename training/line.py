@@ -1,0 +1,75 @@
+"""The line of a run that a worker's state lies on: which rows were consumed, and which left out, up to now.
+
+A checkpoint's manifest holds it as the ledger. Rolling back means taking up the line as the checkpoint
+recorded it; what came after is then on no line, and counts for nothing.
+
+Pure bookkeeping: the same on every rank, because every rank takes the same steps.
+"""
+
+from __future__ import annotations
+
+from cluster.config import Frozen
+from training.checkpoint import CheckpointMeta
+from training.loop import TrainState
+
+
+class LineRecord(Frozen):
+    """A line as it travels between workers."""
+
+    meta: CheckpointMeta
+    skips: dict[int, int]
+    newest: int
+    """The newest number that the sender knows to be taken in the log of checkpoints."""
+    checkpoint: int
+    """And of the newest checkpoint."""
+
+
+class Line:
+    """One worker's line through one generation.
+
+    Args:
+        meta: where the line stands.
+        skips: batches ahead that are to be left out, by cursor: {start: stop}.
+        attempt: who consumes from here on, and with how many `workers`.
+    """
+
+    def __init__(self, meta: CheckpointMeta, skips: dict[int, int], attempt: str, workers: int) -> None:
+        self._meta = meta
+        self._skips = skips
+        self._attempt = attempt
+        self._workers = workers
+
+    @property
+    def skips(self) -> dict[int, int]:
+        """Batches that are, or were, to be left out, by cursor: {start: stop}."""
+        return dict(self._skips)
+
+    @property
+    def left_out(self) -> int:
+        """How many batches of this line were left out, or will be."""
+        done = {segment.start for segment in self._meta.ledger if segment.skipped}
+        return len(done | self._skips.keys())
+
+    def is_skipped(self, cursor: int) -> bool:
+        """Whether the batch that starts at `cursor` is to be left out."""
+        return cursor in self._skips
+
+    def passed(self, state: TrainState) -> None:
+        """The batch that ended at the state's cursor was left out."""
+        start = next(start for start, stop in self._skips.items() if stop == state.cursor)
+        consumed = self._extended(state.step - 1, start)
+        self._meta = consumed.extended(
+            step=state.step, cursor=state.cursor, attempt=self._attempt, workers=self._workers, skipped=True
+        )
+
+    def to(self, state: TrainState, loss: float | None = None) -> CheckpointMeta:
+        """The line up to `state`; `loss` is the mean over the steps since the last checkpoint."""
+        return self._extended(state.step, state.cursor).model_copy(update={"loss": loss})
+
+    def back_to(self, meta: CheckpointMeta, start: int, stop: int) -> None:
+        """Take the line up at an earlier place, and leave out rows [start, stop) when they come."""
+        self._meta = meta
+        self._skips[start] = stop
+
+    def _extended(self, step: int, cursor: int) -> CheckpointMeta:
+        return self._meta.extended(step=step, cursor=cursor, attempt=self._attempt, workers=self._workers)
