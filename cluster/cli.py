@@ -16,7 +16,7 @@ from types import FrameType
 import typer
 
 from cluster import output
-from cluster.commands import data, kubernetes, machine, models, quickstart, runs, serving, training
+from cluster.commands import data, kubernetes, machine, models, pins, quickstart, runs, serving, training
 from cluster.errors import TandemError
 
 _INTERRUPTED = 130
@@ -33,6 +33,8 @@ app = typer.Typer(
 app.command()(training.train)
 app.command()(training.submit)
 app.add_typer(runs.runs_app, name="runs")
+runs.runs_app.command()(pins.pin)
+runs.runs_app.command()(pins.unpin)
 app.command()(training.logs)
 app.add_typer(models.models_app, name="models")
 app.command()(serving.serve)

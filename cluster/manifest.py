@@ -22,16 +22,18 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import total_ordering
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from cluster.attempts import FIRST_WRITER, Writer
 from cluster.config import Frozen
 from cluster.errors import Conflict, Damaged, NotFound, shown
 from cluster.log import Log
 from cluster.storage import Store
+
+__all__ = ["Artifacts", "FileEntry", "Manifest", "Writer", "read_file"]
 
 _PARALLEL_FILES = 8
 _READS = 2
@@ -46,27 +48,6 @@ class FileEntry(Frozen):
     key: str
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-@total_ordering
-class Writer(Frozen):
-    """Who writes, in the order in which writers replace one another.
-
-    `epoch` counts the drivers of a run (cluster.lease), `generation` the worker groups of a driver.
-    """
-
-    epoch: int = Field(ge=0)
-    generation: int = Field(ge=0)
-
-    def __lt__(self, other: Writer) -> bool:
-        return (self.epoch, self.generation) < (other.epoch, other.generation)
-
-    def __str__(self) -> str:
-        return f"driver {self.epoch}, generation {self.generation}"
-
-
-FIRST_WRITER = Writer(epoch=0, generation=0)
-"""Who is taken to have written a manifest that names no writer."""
 
 
 class Manifest(Frozen):

@@ -9,7 +9,6 @@ Knows nothing of processes that come and go; whoever does closes this saver and 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import queue
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 
 from torch._C._distributed_c10d import Store  # torch.distributed's own, where it is typed
 
+from cluster.attempts import Attempt
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import Conflict, StorageError, TandemError
 from cluster.manifest import FileEntry, Manifest, Writer
@@ -33,6 +33,7 @@ from training.exchange import Exchange, Left, Report, Told, Verdict
 from training.loop import TrainState
 from training.pieces import OPTIMIZER, Held, Spec, held_state, hold, share
 from training.recipe import Checkpointing
+from training.retention import Retention
 from training.stage import Snapshot, Stage
 
 __all__ = ["Saver", "Stage"]
@@ -121,6 +122,7 @@ class Saver:
         self._unfinished = 0
         self._snapshot: Snapshot | None = None
         self._waiting: queue.SimpleQueue[_Save | None] = queue.SimpleQueue()
+        self._retention = Retention(run, policy)
         self._retiring: threading.Thread | None = None
         self._stage.prepare(reserved_bytes(share(_expected(state), rank, world)))
         threading.Thread(target=self._work, name="saver", daemon=True).start()
@@ -288,25 +290,15 @@ class Saver:
     def _nonce(self, save: _Save) -> str:
         """Of one attempt, the same on every rank."""
         due_s = save.began_s + self._policy.retry_s
-        return f"{self._exchange.name_attempts(self._word, due_s)}{save.count:04x}"
+        return Attempt(self._writer, save.count, self._exchange.name_attempts(self._word, due_s)).name
 
     def _retire(self, manifest: Manifest) -> None:
         """Delete what is not kept any longer, aside; what this leaves, the next commit's turn takes."""
         if self._retiring is None or not self._retiring.is_alive():
             self._retiring = threading.Thread(
-                target=self._delete,
-                args=(manifest.number - self._policy.keep,),
-                name="retention",
-                daemon=True,
+                target=self._retention.after_commit, args=(manifest,), name="retention", daemon=True
             )
             self._retiring.start()
-
-    def _delete(self, number: int) -> None:
-        """Until training.retention is there."""
-        with contextlib.suppress(TandemError):
-            if number > 0:
-                old = self._artifacts.read(number)
-                self._run.store.delete(entry.key for entry in old.files.values())
 
     def _is_worth_another_try(self, error: Exception) -> bool:
         if not isinstance(error, StorageError) or self._is_closed:
