@@ -22,7 +22,7 @@ from cluster.storage import Store
 FLUSH_EVERY_S = 5.0
 FLUSH_AT_LEAST_EVERY_S = 60.0
 FLUSHED_WITHIN_S = 10.0
-_SEGMENTS_AT_ONCE = 16
+_SEGMENTS_AT_ONCE = 32
 
 Event = dict[str, Any]
 
