@@ -23,10 +23,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from cluster.errors import BadInput
+from cluster.errors import BadInput, StorageError
 from cluster.storage import Location, arrow_filesystem
+from training.cache import RowGroupCache
 from training.facts import DatasetFacts
 from training.parquet import DataFile, find_files, open_file, read_footers, read_group
+from training.patience import IMPATIENT, Patience
 from training.plan import Plan
 from training.record import read_record
 from training.statistics import check_label, merged, new_summaries, summarised
@@ -58,11 +60,20 @@ class Dataset:
     """
 
     def __init__(
-        self, uri: str, filesystem: fs.FileSystem, root: str, files: list[DataFile], cache_bytes: int
+        self,
+        uri: str,
+        filesystem: fs.FileSystem,
+        root: str,
+        files: list[DataFile],
+        *,
+        cache_bytes: int,
+        disk: RowGroupCache | None,
+        patience: Patience,
     ) -> None:
         self.uri = uri
         self.files = tuple(file.name for file in files)
         self.schema: Any = files[0].schema
+        self.is_remote = not isinstance(filesystem, fs.LocalFileSystem)
         self.row_groups = _row_groups(files)
         self.rows = sum(group.rows for group in self.row_groups)
         self.fingerprint = _fingerprint(files)
@@ -73,16 +84,28 @@ class Dataset:
         self._lock = threading.Lock()
         self._sources: OrderedDict[int, pa.NativeFile] = OrderedDict()
         self._cache = _TableCache(cache_bytes)
+        self._disk = disk
+        self._patience = patience
 
     def __repr__(self) -> str:
         return f"Dataset({self.uri!r}, {self.rows} rows, {len(self.row_groups)} row groups)"
 
     @classmethod
-    def open(cls, uri: str, *, cache_bytes: int = CACHE_BYTES) -> Dataset:
+    def open(
+        cls,
+        uri: str,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        disk_bytes: int = 0,
+        patience: Patience = Patience(),  # noqa: B008 - it is frozen
+    ) -> Dataset:
         """Read the footers of every file below `uri`, or of the one file that it names.
 
         Args:
             cache_bytes: how much of what was read last is kept in memory.
+            disk_bytes: how much this machine's disk may keep of remote datasets, this one and others
+                (training.cache); none of a local one is kept.
+            patience: with a remote store that fails; a local one is not asked again.
 
         Raises:
             BadInput: no files, no rows, columns that differ, or a column of a type that isn't taken.
@@ -91,8 +114,16 @@ class Dataset:
         """
         canonical = Location.parse(uri).uri
         filesystem, root = arrow_filesystem(canonical)
-        files = read_footers(filesystem, find_files(filesystem, root, canonical))
-        dataset = cls(canonical, filesystem, root, files, cache_bytes)
+        disk = None
+        if Location.parse(canonical).scheme == "file":
+            patience = IMPATIENT
+        elif disk_bytes:
+            disk = RowGroupCache.open(disk_bytes)
+        found = patience.read(lambda: find_files(filesystem, root, canonical))
+        files = read_footers(filesystem, found, patience)
+        dataset = cls(
+            canonical, filesystem, root, files, cache_bytes=cache_bytes, disk=disk, patience=patience
+        )
         if not dataset.rows:
             raise BadInput(
                 "the dataset has no rows",
@@ -116,8 +147,13 @@ class Dataset:
                 fix="restore the files, or start a new run on the new data",
             )
 
-    def read_group(self, index: int, columns: list[str]) -> pa.Table:
+    def read_group(
+        self, index: int, columns: list[str], *, given_up: threading.Event | None = None
+    ) -> pa.Table:
         """The whole of `row_groups[index]`: a table of `columns`, in that order.
+
+        Args:
+            given_up: set when nobody waits for it any more, so that a store that fails isn't asked again.
 
         Raises:
             BadInput: no such column.
@@ -127,10 +163,28 @@ class Dataset:
         table = self._cache.get(key)
         if table is None:
             self._check_columns(columns)
-            group = self.row_groups[index]
-            table = read_group(self._source(group.file), self._files[group.file], group.group, columns)
+            table = self._read(self.row_groups[index], columns, given_up)
             self._cache.put(key, table)
         return table
+
+    def _read(self, group: RowGroup, columns: list[str], given_up: threading.Event | None) -> pa.Table:
+        file = self._files[group.file]
+        kept_as = f"{self.uri} {file.name!r} {file.size_bytes} {file.digest} {group.group} {columns!r}"
+        table = self._disk.get(kept_as) if self._disk else None
+        if table is None:
+            table = self._patience.read(lambda: self._fetched(group, columns), given_up)
+            if self._disk:
+                self._disk.put(kept_as, table)
+        return table
+
+    def _fetched(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        try:
+            return read_group(self._source(group.file), self._files[group.file], group.group, columns)
+        except StorageError:
+            # Opened anew the next time: that says why more plainly than a read of a few bytes does.
+            with self._lock:
+                self._sources.pop(group.file, None)
+            raise
 
     def read_rows(
         self, row_ids: NDArray[np.int64], columns: list[str], *, pool: Executor | None = None

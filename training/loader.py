@@ -19,6 +19,8 @@ Knows nothing of torch's devices or process groups, nor of checkpoints.
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -38,6 +40,7 @@ from training.share import Share
 from training.task import TARGET, Arrays, Task
 
 _ROWS_PER_JOB = 32
+_THREADS = (2, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Loader:
         cursor: rows consumed since the start of training.
         epochs: how many there are in all; the loader ends before epoch number `epochs`.
         prefetch_batches: how many batches are kept ready.
-        threads: of each pool.
+        threads: of each pool; without it, the cores that this process may use, at least 2 and at most
+            8. A remote dataset is read by 8 at least, since they wait more than they work.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class Loader:
         cursor: int,
         epochs: int,
         prefetch_batches: int = 2,
-        threads: int = 2,
+        threads: int | None = None,
     ) -> None:
         assert plan.rows_per_epoch == dataset.rows, "the plan is of another dataset"
         self._plan = plan
@@ -98,11 +102,16 @@ class Loader:
         self._epochs = epochs
         self._next_cursor = cursor
         self._prefetch_batches = prefetch_batches
+        threads = threads or min(max(len(os.sched_getaffinity(0)), _THREADS[0]), _THREADS[1])
+        readers = max(threads, _THREADS[1]) if dataset.is_remote else threads
         self._assembler = ThreadPoolExecutor(1, "tandem-batches")
         self._preparer = ThreadPoolExecutor(1, "tandem-window")
-        self._readers = ThreadPoolExecutor(threads, "tandem-read")
+        self._readers = ThreadPoolExecutor(readers, "tandem-read")
         self._decoders = ThreadPoolExecutor(threads, "tandem-decode")
-        self._source = _Source(dataset, task, self._readers, self._decoders)
+        self._stopping = threading.Event()
+        self._source = _Source(
+            dataset, task, self._readers, self._decoders, self._stopping, rank / world_size
+        )
         self._augment = _Augment(task, plan, self._decoders) if _augments(task) else None
         # A batch that is parts of a window takes less time to make than to hand to another thread.
         self._cuts_only = self._source.is_plain and self._augment is None
@@ -137,6 +146,7 @@ class Loader:
     def close(self) -> None:
         """Stop reading ahead and end the threads; no batch comes after. May be called twice."""
         self._closed = True
+        self._stopping.set()
         self._ready.clear()
         pools = (self._assembler, self._preparer, self._readers, self._decoders)
         for pool in pools:
@@ -248,9 +258,19 @@ class _Window:
 class _Source:
     """Reads and converts the columns that a task takes."""
 
-    def __init__(self, dataset: Dataset, task: Task, readers: Executor, decoders: Executor) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        task: Task,
+        readers: Executor,
+        decoders: Executor,
+        stopping: threading.Event,
+        turn: float,
+    ) -> None:
         signature = task.signature()
         self._dataset = dataset
+        self._stopping = stopping
+        self._turn = turn
         self._facts = task.facts
         self._readers = readers
         self._decoders = decoders
@@ -289,7 +309,7 @@ class _Source:
             used = np.flatnonzero(targets >= 0)
             if not len(used):
                 return nothing, targets[:0]
-            table = self._dataset.read_group(group, self._columns)
+            table = self._dataset.read_group(group, self._columns, given_up=self._stopping)
             if len(used) < len(targets):
                 table, targets = table.take(pa.array(used)), targets[used]
             ids = used + self._dataset.row_groups[group].first_row
@@ -301,6 +321,8 @@ class _Source:
         nothing = self._dataset.empty([tensor.name for tensor in self._images])
         bounds = pairwise(window.starts.tolist())
         jobs = [(group, *bound) for group, bound in zip(window.groups.tolist(), bounds, strict=True)]
+        # Each worker begins elsewhere, so that those of a machine find in its cache what another fetched.
+        jobs = jobs[int(self._turn * len(jobs)) :] + jobs[: int(self._turn * len(jobs))]
         filled = list(self._readers.map(fill, jobs))
         images = pa.concat_tables([nothing, *(part for part, _ in filled)]).combine_chunks()
         image_places = np.empty(len(row_ids) if self._images else 0, np.int64)

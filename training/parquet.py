@@ -26,6 +26,7 @@ from pyarrow import fs
 from pyarrow import types as pat
 
 from cluster.errors import BadInput, Damaged, NotFound, StorageError, shown
+from training.patience import Patience
 
 SUFFIXES = (".parquet", ".pq")
 _TAIL_BYTES = 64 * 1024
@@ -87,7 +88,9 @@ def find_files(filesystem: fs.FileSystem, root: str, uri: str) -> list[tuple[str
     return sorted(taken, key=lambda file: file[1])
 
 
-def read_footers(filesystem: fs.FileSystem, files: list[tuple[str, str, int]]) -> list[DataFile]:
+def read_footers(
+    filesystem: fs.FileSystem, files: list[tuple[str, str, int]], patience: Patience
+) -> list[DataFile]:
     """The files with their footers, read in parallel, checked to have the same columns.
 
     Raises:
@@ -95,7 +98,7 @@ def read_footers(filesystem: fs.FileSystem, files: list[tuple[str, str, int]]) -
         StorageError: the store can't be read.
     """
     with ThreadPoolExecutor(min(_PARALLEL_FOOTERS, len(files)), "tandem-footers") as pool:
-        read = list(pool.map(lambda file: _read_footer(filesystem, *file), files))
+        read = list(pool.map(lambda file: patience.read(lambda: _read_footer(filesystem, *file)), files))
     for other in read[1:]:
         _check_same_columns(read[0], other)
     return read
@@ -147,7 +150,7 @@ def read_group(source: pa.NativeFile, file: DataFile, group: int, columns: list[
 def _read_footer(filesystem: fs.FileSystem, path: str, name: str, size_bytes: int) -> DataFile:
     try:
         with filesystem.open_input_file(path) as source:
-            footer = _footer_bytes(lambda size, offset: bytes(source.read_at(size, offset)), size_bytes)
+            footer = _footer_bytes(lambda size, offset: _read_at(source, size, offset), size_bytes)
     except OSError as error:
         raise _unreadable(f"reading the footer of '{name}'", error) from None
     if footer is None:
@@ -173,6 +176,13 @@ def _read_footer(filesystem: fs.FileSystem, path: str, name: str, size_bytes: in
             fix="rename one of them",
         )
     return DataFile(path, name, size_bytes, hashlib.sha256(footer).hexdigest(), reader.metadata, schema)
+
+
+def _read_at(source: pa.NativeFile, size: int, offset: int) -> bytes:
+    data = bytes(source.read_at(size, offset))
+    if len(data) != size:
+        raise OSError(f"{len(data)} bytes came of {size}")
+    return data
 
 
 def _footer_bytes(read_at: Callable[[int, int], bytes], size_bytes: int) -> bytes | None:

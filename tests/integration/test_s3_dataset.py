@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_proxy import Fault, FaultProxy, Kind
 from seaweed import Seaweed
 
-from cluster.errors import Conflict, NotFound, TandemError
+from cluster.errors import Conflict, NotFound, StorageError, TandemError
 from cluster.storage import open_store
 from training import samples
 from training.dataset import Dataset
 from training.importing import import_csv
+from training.patience import IMPATIENT, Patience
 from training.record import read_record
 
 
@@ -63,3 +65,40 @@ def test_a_dataset_that_is_deleted_while_open_is_an_error(s3_env: Seaweed) -> No
     open_store(held_out).delete(["part-00000.parquet"])
     with pytest.raises(TandemError, match=r"part-00000\.parquet"):
         dataset.read_group(0, ["label"])
+
+
+def test_a_store_that_fails_for_a_while_is_asked_again(
+    s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, held_out = samples.write_breast_cancer(s3_env.uri(Seaweed.BUCKET, "datasets/faults"))
+    whole = Dataset.open(held_out).read_group(0, ["label"])
+    with FaultProxy(s3_env.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        # pyarrow itself asks three times.
+        proxy.arm(Fault(Kind.STATUS, times=3))
+        dataset = Dataset.open(held_out, cache_bytes=0, patience=Patience(60))
+        proxy.arm(Fault(Kind.SHORTEN, method="GET", at_byte=100))
+        assert dataset.read_group(0, ["label"]) == whole
+        assert proxy.counts == {Kind.STATUS: 3, Kind.SHORTEN: 1}
+        proxy.arm(Fault(Kind.STATUS, status=403, times=None))
+        with pytest.raises(StorageError, match="listing"):
+            Dataset.open(held_out)  # what is refused isn't asked for again
+        with pytest.raises(StorageError, match="opening"):
+            dataset.read_group(0, ["label"])
+
+
+def test_what_was_read_is_read_from_the_disk_with_the_store_gone(
+    s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TANDEM_CACHE_DIR", str(tmp_path / "cache"))
+    train, _ = samples.write_digits(s3_env.uri(Seaweed.BUCKET, "datasets/digits"))
+    with FaultProxy(s3_env.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        options = {"cache_bytes": 0, "disk_bytes": 10**7, "patience": IMPATIENT}
+        first, second = Dataset.open(train, **options), Dataset.open(train, **options)
+        columns = ["label", "image"]
+        read = [first.read_group(n, columns) for n in range(len(first.row_groups))]
+        with proxy.down():
+            assert [second.read_group(n, columns) for n in range(len(read))] == read
+            with pytest.raises(StorageError):
+                second.read_group(0, ["label"])
