@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.config import Frozen
-from cluster.errors import RunFailed, TandemError, shown
+from cluster.errors import Conflict, RunFailed, TandemError, shown
 from training.control import Control
 from training.facts import DatasetFacts
 from training.group import Bond, Group, host_store, reach_store
@@ -143,7 +143,10 @@ class _Member:
             traceback.clear_frames(error.__traceback__)
             return
         told = _told(error)
-        retryable = told.retryable if isinstance(error, TandemError) else not isinstance(error, _MISTAKES)
+        if isinstance(error, TandemError):
+            retryable = told.retryable and not isinstance(error, Conflict)  # someone else drives this run now
+        else:
+            retryable = not isinstance(error, _MISTAKES)
         if not isinstance(error, TandemError):
             traceback.print_exception(error)
         self._say(Failed(generation=self._generation, error=error_fields(told), retryable=retryable))

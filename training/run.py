@@ -15,8 +15,10 @@ from typing import Any
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.connection import connect
 from cluster.errors import BadInput, NotFound, shown
+from cluster.lease import acquire
 from cluster.runs import Run, RunRecord, RunResult, new_run_name
 from cluster.storage import open_store
+from cluster.summary import write_summary
 from training.dataset import Dataset
 from training.facts import DatasetFacts
 from training.gate import check_gate
@@ -28,17 +30,27 @@ _FIXED = ("model", "task", "options", "data", "optimization")
 """Parts of a recipe that may not change once a run has started: they decide what the weights become."""
 
 
-def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYSTEM_CLOCK) -> RunResult:
+def train(
+    recipe: Recipe,
+    *,
+    address: str | None,
+    show: Show,
+    take_over: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+) -> RunResult:
     """Train, export, gate, register and promote, on a Ray cluster or on a local Ray of its own.
 
-    A run that exists is continued from its newest checkpoint; one that has ended is not repeated.
+    A run that exists is continued from its newest checkpoint; one that has ended is not repeated. A run has
+    one driver at a time: this one holds its lease until it returns.
 
     Args:
         address: of a Ray cluster; None starts a local Ray for the time of the run.
         show: is told how far the run is.
+        take_over: become the run's driver even if another one lives.
 
     Raises:
         BadInput: the recipe, its data and its task don't fit together.
+        Conflict: the run has a driver, or was taken over by another one.
         RunFailed: training ended without a commit.
     """
     show(Progress("reading the data"))
@@ -49,12 +61,21 @@ def train(recipe: Recipe, *, address: str | None, show: Show, clock: Clock = SYS
     if done is not None and done.gate == "passed":
         show(Progress("finished", note=f"run '{run_name}' has ended before; this is what it gave"))
         return done
-    show(Progress("starting workers"))
-    with connect(address, needs_cpus=_cpus_needed(recipe), runtime_env=_runtime_env(recipe.task)):
-        from training.trainer import finish, fit  # starts Ray's own imports
 
-        outcome = fit(recipe, run_name, facts, show)
-        return finish(recipe, run_name, outcome, show)
+    def tell(note: str) -> None:
+        show(Progress("waiting for the run's last driver", note=note))
+
+    with acquire(run, take_over=take_over, tell=tell) as lease:
+        show(Progress("starting workers"))
+        try:
+            with connect(address, needs_cpus=_cpus_needed(recipe), runtime_env=_runtime_env(recipe.task)):
+                from training.trainer import finish, fit  # starts Ray's own imports
+
+                outcome = fit(recipe, run_name, facts, show, lease.epoch)
+                lease.check()
+                return finish(recipe, run_name, outcome, show)
+        finally:
+            write_summary(run)
 
 
 def prepare(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:

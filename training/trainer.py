@@ -95,7 +95,7 @@ def _new_board() -> Any:
     return ray.remote(num_cpus=0)(Board).remote()
 
 
-def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show) -> Outcome:
+def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show, epoch: int = 0) -> Outcome:
     """Train on the connected cluster until the last step is committed.
 
     Raises:

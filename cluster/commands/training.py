@@ -34,6 +34,9 @@ def train(
     overrides: OverridesArgument = None,
     address: AddressOption = None,
     run: RunOption = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Continue the run even if another process drives it.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train a recipe: commit, gate, register, promote. Exit 3 if the gate refused."""
@@ -45,7 +48,7 @@ def train(
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a task that lies beside the recipe
     wanted = load_yaml(Recipe, recipe, _with_run(overrides, run))
     with display() as show:
-        result = train_recipe(wanted, address=address, show=show)
+        result = train_recipe(wanted, address=address, show=show, take_over=take_over)
     if json_output:
         output.emit(result)
     else:
