@@ -128,6 +128,9 @@ class Exchange:
         keys = [f"{count}/{rank}" for rank in range(1, self._world)]
         self._wait_for(keys, deadline_s, unless=f"{count}/trouble")
         reports = [own, *(_parsed(Report, data) for data in self._get(keys))]
+        for report in reports:  # the last to report may be the one that failed
+            if report.trouble is not None:
+                raise report.trouble.error
         self._forget_before(count)
         return reports
 

@@ -14,6 +14,7 @@ import logging
 import queue
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -23,7 +24,7 @@ from torch._C._distributed_c10d import Store  # torch.distributed's own, where i
 
 from cluster.attempts import Attempt
 from cluster.clock import SYSTEM_CLOCK, Clock
-from cluster.errors import Conflict, StorageError, TandemError
+from cluster.errors import Conflict, StorageError, TandemError, shown
 from cluster.manifest import FileEntry, Manifest, Writer
 from cluster.retry import retried
 from cluster.runs import Run
@@ -31,7 +32,7 @@ from training.arena import reserved_bytes
 from training.checkpoint import LAYOUT, CheckpointMeta, Layout
 from training.exchange import Exchange, Left, Report, Told, Verdict
 from training.loop import TrainState
-from training.pieces import OPTIMIZER, Held, Spec, held_state, hold, share
+from training.pieces import OPTIMIZER, Held, Piece, Spec, held_state, hold, share
 from training.recipe import Checkpointing
 from training.retention import Retention
 from training.stage import Snapshot, Stage
@@ -222,8 +223,11 @@ class Saver:
             return
         try:
             manifest = self._publish(save, self._exchange.gather(save.count, report, due_s + 2 * _GRACE_S))
-        except TandemError as error:
-            self._exchange.announce(save.count, Verdict(trouble=Told.of(error)))
+        except Left:
+            raise
+        except Exception as error:
+            told = error if isinstance(error, TandemError) else StorageError("a bug", got=shown(error))
+            self._exchange.announce(save.count, Verdict(trouble=Told.of(told)))
             raise
         self._newest = manifest.number
         if not self._is_closed:
@@ -268,6 +272,7 @@ class Saver:
         """Rank 0: the layout, then the manifest, tried again as long as the files were."""
         files = {name: pieces for report in reports for name, pieces in report.pieces.items()}
         entries = {name: entry for report in reports for name, entry in report.entries.items()}
+        _check_whole(save.specs, files)
         layout = Layout(tensors=save.specs, files=files).model_dump_json().encode()
         nonce = self._nonce(save)
         key = f"{self._artifacts.folder(self._newest + 1, nonce)}/{LAYOUT}"
@@ -313,6 +318,16 @@ class Saver:
     def _raise_if_fatal(self) -> None:
         if self._fatal is not None:
             raise self._fatal
+
+
+def _check_whole(specs: dict[str, Spec], files: dict[str, tuple[Piece, ...]]) -> None:
+    """A manifest is a promise: nothing is committed of which a row is missing."""
+    rows = Counter({name: spec.rows for name, spec in specs.items()})
+    for pieces in files.values():
+        for piece in pieces:
+            rows[piece.name] -= piece.stop - piece.start
+    odd = [name for name, left in rows.items() if left]
+    assert not odd, f"the ranks' shares don't make up the state: {odd[:3]}"
 
 
 def _expected(state: TrainState) -> list[Held]:
