@@ -219,7 +219,10 @@ def train_steps(
         state.step += 1
         state.cursor = batch.next_cursor
         due = state.step % REPORT_EVERY_STEPS == 0 or state.step == total_steps or hooks.is_due(state.step)
+        if due and world > 1 and device.type == "cpu":  # on CUDA the host waits for computation there
+            hooks.switch("communication")
         mean_loss = losses.reduce() if due else None
+        hooks.switch("compute")
         now_s = time.monotonic()
         hooks.on_step(
             StepReport(

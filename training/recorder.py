@@ -160,6 +160,10 @@ class Recorder:
         with contextlib.suppress(StorageError):
             self._saver.wait(patience_s)
 
+    def close(self) -> None:
+        """The generation is over: leave nothing of it at the model."""
+        self._exchange.unwatch()
+
     def _propose(self, step: int) -> None:
         """Before the next step, tell every rank what to do after it."""
         control = self._seat.control

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,11 @@ from training.agree import Agreement
 from training.control import Control, Source
 from training.dataset import Dataset
 from training.facts import DatasetFacts
+from training.flops import tell_flops
 from training.goodput import Account, AccountTeller
 from training.group import Group, from_environment
 from training.line import Line
-from training.loader import Loader
+from training.loader import HostBatch, Loader
 from training.loop import Poisoned, train_steps
 from training.memory import Memory
 from training.progress import Progress
@@ -37,6 +38,8 @@ from training.recorder import AgreedStop, Recorder, Seat
 from training.reporter import Reporter
 from training.saver import Saver, Stage
 from training.tasks import build_task
+from training.trackers import openers
+from training.tracking import Tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Worker:
         self._total_steps = recipe.optimization.epochs * self._plan.steps_per_epoch(batch_rows)
         self._account = Account(clock)
         self._stage = Stage()
+        self._tracking: Tracking | None = None
         self._memory = Memory(self._run, recipe, facts.fingerprint, self._task, worker_device(recipe))
 
     def train(self, group: Group, control: Control) -> Outcome:
@@ -124,6 +128,8 @@ class Worker:
     def close(self) -> None:
         """Let go of what outlives groups."""
         self._stage.close()
+        if self._tracking is not None:
+            self._tracking.close()
 
     def _generation(self, seat: Seat) -> Outcome:
         group, control, events = seat.group, seat.control, seat.events
@@ -161,6 +167,7 @@ class Worker:
             group.meet()
             outcome = Outcome(state.step, 0.0, paused=True, saved=stop.saved)
         finally:
+            recorder.close()
             self._memory.keep(line)
             agreement.close()
             saver.close()
@@ -194,7 +201,7 @@ class Worker:
                     train_steps(
                         self._task,
                         state,
-                        batches,
+                        self._telling_flops(seat, batches),
                         self._recipe.optimization,
                         total_steps=self._total_steps,
                         device=worker_device(self._recipe),
@@ -204,6 +211,14 @@ class Worker:
                 return
             except Poisoned as poisoned:
                 self._go_back(seat, poisoned, line, saver, reporter)
+
+    def _telling_flops(self, seat: Seat, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
+        """The batches, of which the first tells rank 0 what a row costs."""
+        for number, batch in enumerate(batches):
+            if number == 0 and seat.group.rank == 0:
+                precision = self._recipe.optimization.precision
+                tell_flops(self._task, batch.arrays, worker_device(self._recipe), precision, seat.events)
+            yield batch
 
     def _go_back(
         self, seat: Seat, poisoned: Poisoned, line: Line, saver: Saver, reporter: Reporter | None
@@ -275,7 +290,25 @@ class Worker:
             checkpoint=self._memory.checkpoint,
             note=note,
         )
-        return Reporter(start, self._report, seat.events, self._clock)
+        reporter = Reporter(start, self._tell, seat.events, self._clock)
+        if self._tracking is None:
+            trackers = openers(self._run, f"{seat.group.attempt}-rank0")
+            self._tracking = Tracking(trackers, reporter.note, self._clock)
+        return reporter
+
+    def _tell(self, progress: Progress) -> None:
+        self._report(progress)
+        if self._tracking is not None and progress.step:
+            self._tracking.log(
+                progress.step,
+                **{
+                    "loss": progress.loss,
+                    "samples per s": progress.samples_per_s,
+                    "data wait": progress.data_wait_share,
+                    "epoch": float(progress.epoch),
+                    "workers": float(progress.workers),
+                },
+            )
 
 
 def worker_device(recipe: Recipe) -> torch.device:
