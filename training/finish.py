@@ -17,13 +17,12 @@ from cluster.names import ModelRef
 from cluster.registry import Registry, Version
 from cluster.runs import Run, RunResult
 from cluster.storage import Store, open_store
-from training.checkpoint import restore
+from training.checkpoint import restore_model
 from training.dataset import Dataset
 from training.evaluate import evaluate, evaluate_live
 from training.export import export
 from training.facts import DatasetFacts
 from training.gate import Incomparable, judge
-from training.loop import new_state
 from training.progress import Progress, Show
 from training.recipe import Recipe
 from training.task import Task
@@ -42,13 +41,13 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
     run = Run(store, run_name)
     facts = DatasetFacts.model_validate(run.record().facts)
     task = build_task(recipe.task, facts, recipe.options)
-    state = new_state(task, recipe.optimization, torch.device("cpu"))
-    found = restore(state, run.checkpoints(), lambda number, error: None)
+    model = task.build_model()
+    found = restore_model(model, run.checkpoints(), lambda number, error: None)
     if found is None:
         raise RunFailed(f"run '{run_name}' has no checkpoint to export", fix="train it first")
 
     show(Progress("exporting"))
-    files = export(task, state.model)
+    files = export(task, model)
     show(Progress("evaluating"))
     held_out = Dataset.open(recipe.data.eval)
     metrics = evaluate(files, held_out, task).metrics
@@ -58,8 +57,8 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         "runtime": "onnx",
         "model": recipe.model,
         "run": run_name,
-        "checkpoint": found[0],
-        "step": state.step,
+        "checkpoint": found.number,
+        "step": found.meta.step,
         "metrics": metrics,
         "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
     }
@@ -77,7 +76,7 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         store=recipe.store,
         # JSON has no NaN; the gate has refused it already, and its reason says which.
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        steps=state.step,
+        steps=found.meta.step,
         samples_per_s=samples_per_s,
         gate="passed" if verdict.passed else "failed",
     )
