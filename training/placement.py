@@ -5,8 +5,9 @@ folder that nothing of value is written to, no checkpoint passes through `report
 dies is replaced while training goes on (`training.trainer`).
 
 What is left out of Ray Train is what this use has no need of, and what costs a process at every start: the
-actor that shares out resources, the one that watches for preempted nodes and the one that removes
-placement groups. The coordinator does the first two, `Placement.close` the third.
+actor that shares out resources, the one that watches for preempted nodes, the one that removes
+placement groups, and the one at which workers meet to report. The coordinator does the first two,
+`Placement.close` the third, and nobody reports.
 
 Written against Ray 2.60's internals; imported only by a driver that is about to train.
 """
@@ -26,11 +27,11 @@ from ray.train.v2._internal.constants import (
 )
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import create_failure_policy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2._internal.util import ObjectRefWrapper
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from training.attend import attend
+from training.attend import Attendant, Errand
 from training.scaling import CrewPolicy
 
 _SETTINGS = {
@@ -38,33 +39,65 @@ _SETTINGS = {
     WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: "30",
     ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0",
 }
-_LEFT_OUT = ("PlacementGroupCleanerCallback", "WorkingDirectorySetupCallback")
+_LEFT_OUT = (
+    "DatasetsCallback",
+    "PlacementGroupCleanerCallback",
+    "WorkerMetricsCallback",
+    "WorkingDirectorySetupCallback",
+)
 _CLOSE_S = 5.0
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc] # Ray's own types are not followed
+    """Workers that only hold resources."""
+
+    _worker_cls = Attendant
+
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
         """None of its own: with one, no process that Ray keeps ready could be used."""
         return custom_runtime_env
 
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        told = []
+        for worker in workers:
+            ranks = worker.distributed_context
+            told.append(worker.actor.take_rank.remote(ranks.world_rank, ranks.world_size))
+        ray.get(told)
+
+
+class _NoBarrier:
+    """In place of the actor at which Ray Train's workers would meet to report."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[_NoBarrier]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> _NoBarrier:
+        return cls()
+
 
 class _Controller(TrainController):  # type: ignore[misc]
+    """Ray Train's, in a process of its own, so that what is replaced here is replaced nowhere else."""
+
     worker_group_cls = _WorkerGroup
 
     def __init__(self, **arguments: Any) -> None:
         # Read by Ray Train while it is made. In a runtime environment they would cost a new process.
         os.environ.update(_SETTINGS)
+        worker_group.SynchronizationActor = _NoBarrier
+        worker_group_state._shutdown_sync_actor = lambda _: None
         super().__init__(**arguments)
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
-    def start(self, policy: CrewPolicy) -> Any:
+    def start(self, policy: CrewPolicy, errand: Errand) -> Any:
         """What `fit` does, without waiting for the end."""
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         controller: Any = ray.remote(num_cpus=0, label_selector=here)(_Controller)
         return controller.remote(
-            train_fn_ref=ObjectRefWrapper(self._get_train_func()),
+            train_fn_ref=errand,
             scaling_policy=policy,
             failure_policy=create_failure_policy(self.run_config.failure_config),
             train_run_context=self.train_run_context,
@@ -99,8 +132,7 @@ class Placement:
             resources_per_worker=resources,
         )
         trainer = _Trainer(
-            attend,
-            train_loop_config={"coordinator": coordinator},
+            _nothing,  # workers get an errand instead
             scaling_config=scaling,
             # The name is the folder's: Ray silently resumes a run name that it has seen before.
             run_config=RunConfig(
@@ -109,7 +141,7 @@ class Placement:
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
             ),
         )
-        self.controller = trainer.start(CrewPolicy(scaling, coordinator, elastic))
+        self.controller = trainer.start(CrewPolicy(scaling, coordinator, elastic), Errand(coordinator))
         self.done = self.controller.run.remote()
         """Ready when Ray Train has ended, whether well or not."""
 
@@ -136,6 +168,10 @@ class Placement:
         with contextlib.suppress(ray.exceptions.RayError):
             for group in ray.get(self._coordinator.groups.remote(), timeout=_CLOSE_S):
                 _remove(group)
+
+
+def _nothing() -> None:
+    """Ray Train wants a function."""
 
 
 def _remove(group: str) -> None:

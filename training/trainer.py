@@ -1,202 +1,230 @@
-"""The only file that speaks Ray Train: it places the workers, and Ray rebuilds them when one fails.
+"""Training on the connected cluster, as the driver sees it: who is started, what is shown, how it ends.
 
-Checkpoints don't travel through `ray.train.report`: a worker that starts reads the newest whole
-manifest of its run (training.worker), so Ray's own bookkeeping can neither lose one nor end the run
-over one. What does travel through Ray is small: progress, and the error that makes retrying
-pointless, both through one actor.
+The driver starts a coordinator (`training.crew`), a keeper on every node (`training.keeper`) and Ray Train
+(`training.placement`), in this order, because each is loading while the next one is started. Then it
+listens. Ray Train may fail and be started again meanwhile; training ends when the coordinator says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import secrets
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
+from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import RunFailed, TandemError, shown
 from cluster.local import find
 from cluster.runs import RunResult
+from training.crew import Coordinator, News, Plan, new_keeper
 from training.facts import DatasetFacts
-from training.finish import finish_run
+from training.nursery import DEFAULT_LIFE
 from training.progress import Progress, Show
-from training.recipe import Recipe
-from training.worker import Outcome, run_worker
+from training.recipe import Recipe, Workers
+from training.roles import Outcome, Rules
 
-POLL_S = 0.25
-ACTOR_TIMEOUT_S = 30
-_BUGS = (
-    TypeError,
-    ValueError,
-    AttributeError,
-    NameError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-)
-"""What code raises for reasons of its own; a restart meets it again."""
+CONTROLLER_FAILURES = 5
+_ANSWER_S = 30.0
+_MAX_FIRST_KEEPERS = 64
+"""More nodes than these get their keepers when they get workers."""
 
 
-class Board:
-    """What workers tell the driver."""
-
-    def __init__(self) -> None:
-        self._notes: list[str] = []
-        self._latest: Progress | None = None
-        self._outcome: Outcome | None = None
-        self._fatal: TandemError | None = None
-        self._failures: set[tuple[int, str]] = set()
-
-    def report(self, progress: Progress) -> None:
-        if progress.note:
-            self._notes.append(progress.note)
-        self._latest = progress
-
-    def end(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-
-    def outcome(self) -> Outcome | None:
-        return self._outcome
-
-    def give_up(self, error: TandemError) -> None:
-        self._fatal = self._fatal or error
-
-    def failed(self, rank: int, error: TandemError) -> None:
-        """A worker failed in a way that a restart may mend; the same way twice, and it won't."""
-        if (rank, error.got) in self._failures:
-            self.give_up(error)
-        self._failures.add((rank, error.got))
-        self._notes.append(f"worker {rank} failed, it is started again: {error.got}")
-
-    def fatal(self) -> TandemError | None:
-        return self._fatal
-
-    def news(self) -> tuple[list[str], Progress | None]:
-        """Notes and the latest progress since the last call."""
-        notes, self._notes = self._notes, []
-        latest, self._latest = self._latest, None
-        return notes, latest
+def coordinator_name(run_name: str) -> str:
+    """Under which the coordinator of a run is found, in Tandem's namespace."""
+    return f"coordinator-{run_name}"
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray's own types are not followed
-    """Leaves Ctrl-C alone. Ray's handler ends the process without a word, with exit code 1; an ordinary
-    KeyboardInterrupt unwinds, and the controller, which belongs to this driver, ends with it."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Registers none."""
-
-
-def _new_board() -> Any:
-    return ray.remote(num_cpus=0)(Board).remote()
-
-
-def fit(recipe: Recipe, run_name: str, facts: DatasetFacts, show: Show, epoch: int = 0) -> Outcome:
+def fit(
+    recipe: Recipe,
+    run_name: str,
+    facts: DatasetFacts,
+    show: Show,
+    epoch: int = 0,
+    *,
+    life: str = DEFAULT_LIFE,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Outcome:
     """Train on the connected cluster until the last step is committed.
+
+    Args:
+        epoch: of this driver's lease.
+        life: what training processes live by.
 
     Raises:
         TandemError: one that retrying can't mend, from a worker.
-        RunFailed: workers failed more often than the recipe allows.
+        RunFailed: workers failed more often than the recipe allows, or the coordinator was lost.
     """
-    board = _new_board()
-    workers = recipe.workers
+    plan = _plan(recipe, run_name, facts, epoch, life, clock)
     # Below a local Ray's own folder, so that it goes with that Ray even if this process is killed.
     local = find(ray.get_runtime_context().gcs_address)
     place = local.record.temp_dir if local else None
-    with tempfile.TemporaryDirectory(prefix="tandem-train-", dir=place) as folder:
-        trainer = _Trainer(
-            _on_worker,
-            train_loop_config={
-                "recipe": recipe.model_dump(mode="json"),
-                "run": run_name,
-                "facts": facts.model_dump(mode="json"),
-                "board": board,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
-                use_gpu=workers.gpus > 0,
-                resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
-            ),
-            # The name is the folder's: Ray silently resumes a run name that it has seen before.
-            run_config=RunConfig(
-                name=run_name,
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=recipe.max_failures),
-            ),
-        )
-        with _Watch(board, show):
-            try:
-                trainer.fit()
-            except Exception as error:  # noqa: BLE001 - Ray wraps whatever a worker raised
-                failure: Exception | None = error
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-train-", dir=place) as folder,
+        _crew(plan) as crew,
+    ):
+        return _follow(crew, recipe, plan, folder, show)
+
+
+def _plan(recipe: Recipe, run_name: str, facts: DatasetFacts, epoch: int, life: str, clock: Clock) -> Plan:
+    workers = recipe.workers
+    rules = Rules(
+        run=run_name,
+        attempt=f"{clock.wall():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
+        min_workers=workers.min,
+        max_workers=workers.max,
+        silent_s=recipe.faults.silent_s,
+        stuck_s=recipe.faults.stuck_s,
+        max_failures=recipe.max_failures,
+    )
+    spec = {
+        "recipe": recipe.model_dump(mode="json"),
+        "run": run_name,
+        "facts": facts.model_dump(mode="json"),
+        "epoch": epoch,
+    }
+    return Plan(rules, recipe.store, spec, _resources(workers), life)
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+
+
+@contextlib.contextmanager
+def _crew(plan: Plan) -> Iterator[Any]:
+    """A coordinator and its keepers; all processes of the run are gone at the end."""
+    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+    make: Any = ray.remote(num_cpus=0, max_concurrency=10_000, label_selector=here)(Coordinator)
+    coordinator = _named(make, coordinator_name(plan.rules.run)).remote(plan)
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= need for name, need in plan.worker.items())
+    ]
+    keepers = {node: new_keeper(coordinator, node, plan.life) for node in nodes[:_MAX_FIRST_KEEPERS]}
+    begun = coordinator.begin.remote(keepers)  # failing only as a whole, which `news` tells
+    try:
+        yield coordinator
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(coordinator.farewell.remote(), timeout=_ANSWER_S)
+        for actor in [*keepers.values(), coordinator]:
+            ray.kill(actor)
+        del begun
+
+
+def _named(make: Any, name: str) -> Any:
+    """Named, so that commands find it; an actor of the run's last driver may still be on its way out."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name))
+    return make.options(name=name)
+
+
+def _follow(crew: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> Outcome:
+    """Show what happens until the coordinator says that it is over."""
+    from training.placement import Placement  # takes most of a second, while the actors above are starting
+
+    def start() -> Placement:
+        place = tempfile.mkdtemp(dir=folder)
+        return Placement(plan.rules.run, crew, (recipe.workers.min, recipe.workers.max), plan.worker, place)
+
+    stage, lost = start(), 0
+    try:
+        news, end = crew.news.remote(), None
+        while end is None:
+            ready, _ = ray.wait([news, stage.done], num_returns=1)
+            if news in ready:
+                end = _show_news(ray.get(news), show)
+                news = crew.news.remote()
+            elif lost == CONTROLLER_FAILURES:
+                raise _ended_early(plan.rules.run, stage.failure())
             else:
-                failure = None
-        fatal = ray.get(board.fatal.remote(), timeout=ACTOR_TIMEOUT_S)
-        if fatal is not None:
-            raise fatal
-        if failure is not None:
-            raise RunFailed(
-                f"run '{run_name}' failed more often than its recipe allows",
-                got=shown(str(failure).strip().rsplit("\n", 1)[-1]),
-                allowed=f"max_failures: {recipe.max_failures}",
-                fix=f"see tandem logs {run_name}; the same command with run={run_name} continues it",
-            ) from failure
-        outcome: Outcome | None = ray.get(board.outcome.remote(), timeout=ACTOR_TIMEOUT_S)
-        assert outcome is not None, "rank 0 ends by telling the board"
-        return outcome
+                lost += 1
+                show(Progress("training", note="Ray Train's controller was lost; it is started again"))
+                stage.abandon()
+                stage = start()
+    except ray.exceptions.RayActorError as error:
+        stage.abandon()
+        raise RunFailed(
+            f"the coordinator of run '{plan.rules.run}' was lost",
+            got=shown(str(error).strip().splitlines()[0]),
+            fix=f"the same command with run={plan.rules.run} continues it",
+        ) from None
+    except BaseException:
+        stage.abandon()
+        raise
+    stage.close()
+    if isinstance(end, TandemError):
+        raise end
+    return end
+
+
+def _show_news(news: News, show: Show) -> Outcome | TandemError | None:
+    for note in news.notes:
+        show(Progress("training", note=note))
+    if news.progress is not None:
+        show(Progress(**news.progress))
+    return news.end
+
+
+def _ended_early(run_name: str, failure: Exception | None) -> RunFailed:
+    return RunFailed(
+        f"Ray Train could not keep the workers of run '{run_name}'",
+        got=shown(str(failure).strip().rsplit("\n", 1)[-1]),
+        allowed=f"at most {CONTROLLER_FAILURES} losses of its controller",
+        fix=f"see tandem logs {run_name}; the same command with run={run_name} continues it",
+    )
 
 
 def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunResult:
     """Export, evaluate, judge and register, in one Ray task with the resources of one worker."""
-    board = _new_board()
-    with _Watch(board, show):
-        try:
-            finish_task: Any = ray.remote(num_cpus=recipe.workers.cpus, max_retries=1)(_finish_task)
-            task = finish_task.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s, board)
-            result: RunResult = ray.get(task)
-        except ray.exceptions.RayTaskError as error:
-            raise _told(error.cause, "export or evaluation") from error
-    return result
-
-
-def _on_worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
-    board = config["board"]
-    if ray.get(board.fatal.remote(), timeout=ACTOR_TIMEOUT_S) is not None:
-        return  # restarted by Ray after an error that a restart can't mend
-    context = ray.train.get_context()
+    make: Any = ray.remote(num_cpus=recipe.workers.cpus, max_retries=1, num_returns="streaming")(_finish_task)
     try:
-        outcome = run_worker(
-            Recipe.model_validate(config["recipe"]),
-            config["run"],
-            DatasetFacts.model_validate(config["facts"]),
-            report=board.report.remote,
-        )
-    except Exception as error:
-        told = _told(error, "training")
-        if isinstance(error, _BUGS) or (isinstance(error, TandemError) and not error.retryable):
-            ray.get(board.give_up.remote(told), timeout=ACTOR_TIMEOUT_S)
-            if context.get_world_size() == 1:
-                return  # no other worker waits for this one, so Ray need not restart anything
-        else:
-            ray.get(board.failed.remote(context.get_world_rank(), told), timeout=ACTOR_TIMEOUT_S)
-        raise
-    if context.get_world_rank() == 0:
-        ray.get(board.end.remote(outcome), timeout=ACTOR_TIMEOUT_S)
+        said = None
+        for ref in make.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s):
+            said = ray.get(ref)
+            if isinstance(said, Progress):
+                show(said)
+    except ray.exceptions.RayTaskError as error:
+        raise told(error.cause, "export or evaluation") from error
+    assert isinstance(said, RunResult), "the last thing said is the result"
+    return said
 
 
-def _finish_task(recipe: dict[str, Any], run_name: str, samples_per_s: float, board: Any) -> RunResult:
+def _finish_task(
+    recipe: dict[str, Any], run_name: str, samples_per_s: float
+) -> Iterator[Progress | RunResult]:
+    """Tells of its progress while it works, then gives the result."""
+    from training.finish import finish_run
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return finish_run(
-        Recipe.model_validate(recipe), run_name, samples_per_s=samples_per_s, show=board.report.remote
-    )
+    said: queue.SimpleQueue[Progress | RunResult | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            said.put(
+                finish_run(
+                    Recipe.model_validate(recipe), run_name, samples_per_s=samples_per_s, show=said.put
+                )
+            )
+        except BaseException as error:  # noqa: BLE001 - raised below, in the task's own thread
+            said.put(error)
+
+    threading.Thread(target=work, name="finish", daemon=True).start()
+    while isinstance(message := said.get(), Progress):
+        yield message
+    if isinstance(message, BaseException):
+        raise message
+    yield message
 
 
-def _told(error: BaseException, doing: str) -> TandemError:
+def told(error: BaseException, doing: str) -> TandemError:
     """An error that a person can act on: itself, or for what any code may raise, what and where."""
     if isinstance(error, TandemError):
         return error
@@ -207,35 +235,3 @@ def _told(error: BaseException, doing: str) -> TandemError:
         got=shown(f"{type(error).__name__}: {error}") + where,
         fix="correct it, then run the same command again; with --run NAME a run goes on where it was",
     )
-
-
-class _Watch:
-    """Shows what the board has, from a thread, because `fit` needs the main one for signals."""
-
-    def __init__(self, board: Any, show: Show) -> None:
-        self._board = board
-        self._show = show
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(ACTOR_TIMEOUT_S)
-
-    def _work(self) -> None:
-        while not self._stop.wait(POLL_S):
-            self._once()
-        self._once()
-
-    def _once(self) -> None:
-        try:
-            notes, latest = ray.get(self._board.news.remote(), timeout=ACTOR_TIMEOUT_S)
-        except ray.exceptions.RayError:
-            return  # the cluster is going away; `fit` says so itself
-        for note in notes if latest is None else notes[:-1] if latest.note else notes:
-            self._show(Progress("training", note=note))
-        if latest is not None:
-            self._show(latest)
