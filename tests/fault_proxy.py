@@ -25,7 +25,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -66,6 +66,12 @@ class Kind(StrEnum):
     """The server does what it was asked; the connection is reset before it can say so."""
     DELAY = "delay"
     """The request waits for `delay_s` before it is passed on."""
+    HOLD_REQUEST = "hold request"
+    """The request has come in whole, and waits for `release`; then it is passed on, whoever asked."""
+    HOLD_BODY = "hold body"
+    """The first `at_byte` bytes of the body are passed on, no more; reset by `release`."""
+    HOLD_RESPONSE = "hold response"
+    """The server has done what it was asked, and its answer waits for `release`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Fault:
         key: a pattern searched for in the path and query; empty for any.
         times: how many requests it hits; None for no limit.
         share: the share of matching requests that it hits.
+        after: how many matching requests it lets pass first.
         for_s: how long it lasts from when it was armed; None for ever.
     """
 
@@ -85,6 +92,7 @@ class Fault:
     key: str = ""
     times: int | None = 1
     share: float = 1.0
+    after: int = 0
     for_s: float | None = None
     at_byte: int = 0
     bytes_per_s: int = 50_000
@@ -101,6 +109,7 @@ class _Armed:
     fault: Fault
     since_s: float
     hits: int = 0
+    passed: int = 0
 
     def over(self, now_s: float) -> bool:
         fault = self.fault
@@ -168,12 +177,14 @@ class FaultProxy:
     Attributes:
         counts: how often each fault was done.
         requests: how many requests came in, those that were hit included.
+        held: how many requests wait for `release`, or have waited.
     """
 
     upstream: str
     seed: int = 0
     counts: Counter[Kind] = field(default_factory=Counter)
     requests: int = 0
+    held: int = 0
 
     def __post_init__(self) -> None:
         host, _, port = self.upstream.removeprefix("http://").partition(":")
@@ -183,6 +194,7 @@ class FaultProxy:
         self._armed: list[_Armed] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._released = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._clients: dict[asyncio.Task[None], _Client] = {}
         self._port = 0
@@ -214,6 +226,18 @@ class FaultProxy:
         """Let everything pass again."""
         with self._lock:
             self._armed = []
+
+    def release(self) -> None:
+        """Let all requests that are held go on."""
+        self._do(self._release())
+
+    async def _release(self) -> None:
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def _hold(self) -> None:
+        self.held += 1
+        await self._released.wait()
 
     @contextlib.contextmanager
     def down(self) -> Iterator[None]:
@@ -251,6 +275,9 @@ class FaultProxy:
             self._armed = [armed for armed in self._armed if not armed.over(now_s)]
             for armed in self._armed:
                 if armed.fault.matches(method, target) and self._random.random() < armed.fault.share:
+                    if armed.passed < armed.fault.after:
+                        armed.passed += 1
+                        continue
                     armed.hits += 1
                     self.counts[armed.fault.kind] += 1
                     return armed.fault
@@ -288,6 +315,15 @@ class FaultProxy:
         if client.server is None:
             client.server = await asyncio.open_connection(*self._address, limit=_PIECE_BYTES)
         reader, writer = client.server
+        if fault is not None and kind in (Kind.HOLD_REQUEST, Kind.HOLD_BODY):
+            body = b"".join([piece async for piece in _body(client.reader, request)])
+            if kind is Kind.HOLD_BODY:
+                writer.write(request.raw + body[: min(fault.at_byte, len(body) - 1)])
+                await self._hold()
+                raise _Broken
+            await self._hold()
+            writer.write(request.raw + body)
+            request = _Head(b"", request.first, close=request.close)
         writer.write(request.raw)
         await _pass(
             client.reader, writer, request, fault if kind in (Kind.CUT_REQUEST, Kind.TRICKLE) else None
@@ -298,6 +334,11 @@ class FaultProxy:
         if kind is Kind.LOST_RESPONSE:
             await _pass(reader, None, response)
             raise _Broken
+        if kind is Kind.HOLD_RESPONSE:
+            answer = b"".join([piece async for piece in _body(reader, response)])
+            await self._hold()
+            client.writer.write(response.raw + answer)
+            return not (request.close or response.close)
         await self._respond(client, reader, response, fault)
         return not (request.close or response.close)
 
@@ -365,7 +406,7 @@ async def _trickle(writer: asyncio.StreamWriter, piece: bytes, bytes_per_s: int)
         await asyncio.sleep(1 / _TRICKLES_PER_S)
 
 
-async def _body(reader: asyncio.StreamReader, head: _Head) -> Any:
+async def _body(reader: asyncio.StreamReader, head: _Head) -> AsyncIterator[bytes]:
     """A body in pieces, in the encoding in which it travels."""
     if not head.chunked:
         left = head.length_bytes or 0
