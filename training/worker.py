@@ -86,7 +86,7 @@ class Worker:
         self._epoch = epoch
         self._member = member or f"pid{os.getpid()}"
         self._run = Run(open_store(recipe.store), run_name)
-        self._dataset = Dataset.open(recipe.data.train)
+        self._dataset = Dataset.open(recipe.data.train, disk_bytes=int(recipe.data.cache_gib * 2**30))
         self._dataset.check_unchanged(facts.fingerprint)
         self._facts = facts
         self._task = build_task(recipe.task, facts, recipe.options)
