@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.errors import BadInput, TandemError, shown
+from cluster.errors import BadInput, shown
 from cluster.goodput import Kind
 from training.recipe import Optimization
 from training.schedule import learning_rate
@@ -85,16 +85,16 @@ class StepReport:
     """Whether the batch was left out on purpose: the step moved nothing."""
 
 
-class Poisoned(TandemError):
-    """A step ruined the weights: its loss or gradient is not finite, or a spike. Every rank raises it."""
+class Poisoned(Exception):
+    """A step ruined the weights: its loss or gradient is not finite, or a spike. Every rank raises it.
 
-    def __init__(self, failed: str, *, got: str, step: int, start: int, stop: int) -> None:
-        super().__init__(
-            failed,
-            got=got,
-            allowed="finite losses and gradients",
-            fix="look for extreme values in the data, or start a new run with a lower learning_rate",
-        )
+    It reaches no user: whoever runs the loop goes back behind the step, or gives up (`RunFailed`).
+    """
+
+    def __init__(self, failed: str, *, loss: float, step: int, start: int, stop: int) -> None:
+        super().__init__(failed)
+        self.failed = failed
+        self.loss = loss
         self.step = step
         """The step that did it, counted from 1."""
         self.start = start
@@ -384,7 +384,7 @@ class _Losses:
         for (step, start, stop), loss in zip(steps, values, strict=True):
             why = self._ruinous(step, loss)
             if why:
-                raise Poisoned(why, got=str(loss), step=step, start=start, stop=stop)
+                raise Poisoned(why, loss=loss, step=step, start=start, stop=stop)
             self._recent.append(loss)
         return math.fsum(values) / len(values)
 

@@ -227,9 +227,9 @@ class Worker:
         if line.left_out >= allowed:
             raise RunFailed(
                 f"{poisoned.failed}, and {line.left_out} batches were left out before",
-                got=poisoned.got,
+                got=str(poisoned.loss),
                 allowed=f"faults.skip_at_most: {allowed}",
-                fix=poisoned.fix,
+                fix="look for extreme values in the data, or start a new run with a lower learning_rate",
             ) from None
         seat.account.switch("restart")
         seat.control.phase = "restoring"
