@@ -40,7 +40,7 @@ def existing_store(uri: str) -> Store:
         NotFound: there is no such folder.
     """
     from cluster.errors import NotFound, shown
-    from cluster.storage import Location, open_store
+    from cluster.storage import Deadlines, Location, open_store
 
     where = Location.parse(uri)
     if where.scheme == "file" and not Path("/" + where.prefix).is_dir():
@@ -50,4 +50,4 @@ def existing_store(uri: str) -> Store:
             allowed="a folder that a recipe's 'store' names, s3://…, gs://…, az://…",
             fix="say where it is: --store URI, or TANDEM_STORE in the environment",
         )
-    return open_store(uri)
+    return open_store(uri, Deadlines(request_s=10, retry_s=10))  # a person waits

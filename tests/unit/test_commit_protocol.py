@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -148,28 +149,32 @@ class Schedule:
         run = Run(SharedStore(self.objects, self.call), "r")
         artifacts = run.checkpoints()
         writer = Writer(epoch=epoch, generation=0)
-        newest = self.until_done(lambda: artifacts.fence(writer)).number
-        self.until_done(lambda: load(artifacts))
+        newest = self.tried(lambda: artifacts.fence(writer), 50).number
+        self.tried(lambda: load(artifacts), 50)
         retention = Retention(run, Checkpointing(keep=self.keep, keep_best=self.random.randint(0, 1)))
         for turn in range(SAVES):
             attempt = Attempt(writer, turn, "a").name
             meta = {"step": turn, "attempt": attempt, "loss": self.random.random()}
             try:
                 entries = {name: self.upload(run, newest + 1, attempt, name) for name in FILES}
-                manifest = artifacts.publish(newest + 1, attempt, entries, meta, writer)
+                publish = partial(artifacts.publish, newest + 1, attempt, entries, meta, writer)
+                manifest = self.tried(publish, self.random.randint(1, 3))
             except StorageError:
                 continue  # a checkpoint is given up, the run goes on
             self.acknowledged.append(manifest)
             newest = manifest.number
             retention.after_commit(manifest)
 
-    def until_done(self, work: Callable[[], Any]) -> Any:
-        for _ in range(50):
+    @staticmethod
+    def tried(work: Callable[[], Any], times: int) -> Any:
+        """What `work` gives, at the last of so many attempts."""
+        for left in reversed(range(times)):
             try:
                 return work()
             except StorageError:
-                continue
-        raise Died
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     @staticmethod
     def upload(run: Run, number: int, attempt: str, name: str) -> FileEntry:
