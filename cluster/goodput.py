@@ -26,6 +26,8 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["compute", "data", "communication", "save", "restart", "redone", "idle", "lent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_OF_A_STEP: tuple[Kind, ...] = ("compute", "data", "communication")
+
 MEANING: Mapping[str, str] = {
     "compute": "steps",
     "data": "waiting for a batch",
@@ -56,6 +58,17 @@ class Goodput:
         """The share that was compute, of what the run had for itself (not lent); None of nothing."""
         own_s = self.total_s - self.worker_s["lent"]
         return self.worker_s["compute"] / own_s if own_s > 0 else None
+
+    def with_redone(self, seconds: float) -> Goodput:
+        """This, with so many seconds of steps booked as `redone`: from each kind of a step its share."""
+        of_steps = {kind: self.worker_s[kind] for kind in _OF_A_STEP}
+        there_s = sum(of_steps.values())
+        moved_s = min(max(seconds, 0.0), there_s)
+        if moved_s == 0:
+            return self
+        kept = {kind: each * (1 - moved_s / there_s) for kind, each in of_steps.items()}
+        redone_s = self.worker_s["redone"] + moved_s
+        return Goodput({**self.worker_s, **kept, "redone": redone_s}, self.wall_s)
 
     def share(self, kind: Kind) -> float:
         """One kind's share of all worker-seconds, 0 to 1."""

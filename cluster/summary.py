@@ -144,7 +144,9 @@ def _asked(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 class _Step(NamedTuple):
     """A report of rank 0; there may be hundreds of thousands, so only what is needed of each."""
 
+    first_at: str
     at: str
+    """Of the last time that it was done."""
     loss: float | None
     epoch: int | None
     samples_per_s: float | None
@@ -182,8 +184,14 @@ class _Digest:
         known, at = self._steps.get(step), _at(event)
         if known is None or at >= known.at:
             self._steps[step] = _Step(
-                at, _number(event, "loss"), _whole(event, "epoch"), _number(event, "samples_per_s")
+                at if known is None else known.first_at,
+                at,
+                _number(event, "loss"),
+                _whole(event, "epoch"),
+                _number(event, "samples_per_s"),
             )
+        elif at < known.first_at:
+            self._steps[step] = known._replace(first_at=at)
 
     def summary(self, run: str, recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Summary:
         steps = sorted(self._steps.items())
@@ -238,7 +246,7 @@ class _Digest:
         return rate * flops / (workers * peak)
 
     def _time(self, cost: object) -> Time:
-        spent = self._book.goodput()
+        spent = self._book.goodput().with_redone(self._redone_s())
         of_steps = sum(spent.worker_s[kind] for kind in ("compute", "data", "communication", "save"))
         price = _number(cost, "per_worker_hour") if isinstance(cost, Mapping) else None
         currency = str(cost.get("currency", "")) if isinstance(cost, Mapping) else None
@@ -252,6 +260,23 @@ class _Digest:
             currency=currency if price is not None else None,
             cost=None if price is None else {k: spent.worker_s[k] / 3600 * price for k in KINDS},
         )
+
+    def _redone_s(self) -> float:
+        """Worker-seconds of steps that new processes repeated, because only an older checkpoint was left.
+
+        They can't know how far others had come. (A process that goes back itself does: training.goodput.)
+        """
+        total_s = 0.0
+        for started in self._of("attempt-started"):
+            begun, step, since = _at(started), _whole(started, "step"), moment(started)
+            if started.get("rank") != 0 or started.get("source") != "store" or step is None or since is None:
+                continue
+            reached = max((n for n, each in self._steps.items() if each.first_at < begun), default=0)
+            again = (each.at for n, each in self._steps.items() if step < n <= reached and each.at > begun)
+            passed = moment({"at": max(again, default=None)})
+            if passed is not None:
+                total_s += (passed - since).total_seconds() * (_whole(started, "world") or 1)
+        return total_s
 
     def _checkpoints(self) -> Checkpoints:
         committed = {n: e for e in self._of("checkpoint-committed") if (n := _whole(e, "checkpoint"))}

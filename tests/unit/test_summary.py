@@ -122,6 +122,29 @@ def test_the_summary_of_an_eventful_run() -> None:
     assert summary.given_up is None
 
 
+def test_steps_repeated_from_an_older_checkpoint_are_redone() -> None:
+    run = new_run(memory_store())
+    put(
+        run,
+        "a-00001",
+        event(0, "attempt-started", rank=0, world=2, source="fresh", step=0),
+        *(step(n, n, 1.0) for n in range(1, 21)),
+        event(20, "account", member="m0", account="x", seconds={"compute": 20}),
+        event(20, "account", member="m1", account="y", seconds={"compute": 20}),
+    )
+    put(
+        run,
+        "b-00001",
+        event(30, "attempt-started", rank=0, world=2, source="store", step=15, checkpoint=1),
+        *(step(15 + n, n, 1.0) for n in range(16, 31)),
+        event(45, "account", member="m0", account="z", seconds={"compute": 12, "data": 3}),
+        event(45, "account", member="m1", account="w", seconds={"compute": 12, "data": 3}),
+    )
+    time = summarise(run).time
+    assert time.worker_s["redone"] == 2 * 5  # steps 16 to 20, on two workers
+    assert time.total_s == 70
+
+
 def test_a_run_without_events() -> None:
     summary = summarise(new_run(memory_store()))
     assert (summary.step, summary.loss, summary.last_event_at, summary.curve) == (None, None, None, ())
