@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class RecordingTask(Task):
             len(3)  # type: ignore[arg-type]
         path = Path(self.options.log_dir) / f"{os.getpid()}.jsonl"
         with path.open("a") as log:
-            log.write(json.dumps([int(n) for n in batch["id"]]) + "\n")
+            at = datetime.now(UTC).isoformat()
+            log.write(json.dumps([at, *(int(n) for n in batch["id"])]) + "\n")
         time.sleep(self.options.step_s)
         return (model(batch["id"], batch["x"]) - batch[TARGET]) ** 2
 
@@ -75,7 +77,7 @@ class _Line(torch.nn.Module):
 
 
 def write_line(folder: Path, rows: int, files: int = 3, poison: int | None = None) -> str:
-    """A dataset y = 3x + 1 of `rows` rows in several files; gives its URI. Row `poison` overflows the loss."""
+    """A dataset y = 3x + 1 of `rows` rows in several files; its URI. Row `poison` overflows the loss."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.arange(rows, dtype=np.float32)
     x = np.random.default_rng(0).normal(size=rows).astype(np.float32)
@@ -92,7 +94,8 @@ def write_line(folder: Path, rows: int, files: int = 3, poison: int | None = Non
 def consumed_along_committed_line(events: list[dict[str, Any]], log_dir: Path) -> list[list[int]]:
     """Ids of the rows of every committed step, in order of steps.
 
-    Attempt k's steps count up to where attempt k+1 started; each rank's file has a line a step.
+    Attempt k's steps count up to where attempt k+1 started. A process's file has a line a step, with its
+    time, since a process may take part in several attempts.
     """
     starts = [e for e in events if e["event"] == "attempt-started"]
     attempts: list[dict[int, dict[str, Any]]] = []
@@ -107,12 +110,17 @@ def consumed_along_committed_line(events: list[dict[str, Any]], log_dir: Path) -
         assert len(steps) >= first, "an attempt can't start after a gap"
         del steps[first:]
         lines = [
-            (log_dir / f"{attempt[rank]['pid']}.jsonl").read_text().splitlines()
-            if (log_dir / f"{attempt[rank]['pid']}.jsonl").exists()
-            else []
+            _lines_from(log_dir / f"{attempt[rank]['pid']}.jsonl", attempt[rank], starts)
             for rank in sorted(attempt)
         ]
         for of_ranks in zip(*lines, strict=False):
-            steps.append([row for line in of_ranks for row in json.loads(line)])
+            steps.append([row for line in of_ranks for row in line])
         assert n == len(attempts) - 1 or len(steps) >= attempts[n + 1][0]["step"]
     return steps
+
+
+def _lines_from(path: Path, start: dict[str, Any], starts: list[dict[str, Any]]) -> list[list[int]]:
+    """The rows of each step that a process made in one attempt."""
+    later = [e["at"] for e in starts if e["pid"] == start["pid"] and e["at"] > start["at"]]
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [rows for at, *rows in lines if start["at"] <= at < min(later, default="9")]

@@ -25,6 +25,7 @@ from cluster.local import find
 from cluster.runs import RunResult
 from training.crew import Coordinator, News, Plan, new_keeper
 from training.facts import DatasetFacts
+from training.lending import coordinator_name
 from training.nursery import DEFAULT_LIFE
 from training.progress import Progress, Show
 from training.recipe import Recipe, Workers
@@ -34,11 +35,6 @@ CONTROLLER_FAILURES = 5
 _ANSWER_S = 30.0
 _MAX_FIRST_KEEPERS = 64
 """More nodes than these get their keepers when they get workers."""
-
-
-def coordinator_name(run_name: str) -> str:
-    """Under which the coordinator of a run is found, in Tandem's namespace."""
-    return f"coordinator-{run_name}"
 
 
 def fit(

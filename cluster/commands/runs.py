@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import output
-from cluster.commands.options import DEFAULT_STORE, JsonOption, StoreOption, existing_store
+from cluster.commands.options import DEFAULT_STORE, AddressOption, JsonOption, StoreOption, existing_store
 
 if TYPE_CHECKING:
     from cluster.runs import Run
@@ -98,6 +98,46 @@ def _show_audit(found: Audit) -> None:
         output.tell(f"problem: {problem}")
     if not found.problems:
         output.tell("every row came as often as it should")
+
+
+@runs_app.command("lend")
+def lend_workers(
+    name: str,
+    workers: Annotated[int, typer.Option(min=1, help="How many workers to do without.")] = 1,
+    lent_for: Annotated[str, typer.Option("--for", help="For how long: 90s, 10m, 2h.")] = "10m",
+    back: Annotated[bool, typer.Option("--back", help="Take back what is lent, now.")] = False,
+    address: AddressOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Free the resources of some of a run's workers for a while; no step is lost, and they come back."""
+    from training import lending
+
+    if back:
+        lending.take_back(name, address)
+        output.tell(f"run '{name}' takes back what it lent")
+        return
+    lent = lending.lend(name, workers, lending.seconds(lent_for), address)
+    if json_output:
+        output.emit(lent)
+        return
+    output.tell(f"run '{name}' lent {workers} for {lent_for}, free after {lent['took_s']:.1f} s")
+
+
+@runs_app.command("status")
+def run_status(name: str, address: AddressOption = None, json_output: JsonOption = False) -> None:
+    """Show where a run that trains now stands: its workers, their steps, what is lent."""
+    from training import lending
+
+    found = lending.status(name, address)
+    if json_output:
+        output.emit(found)
+        return
+    members = found.pop("members")
+    output.show_facts(found)
+    output.show_table(
+        ["worker", "process", "pid", "node", "phase", "step"],
+        [[m["rank"], who, m["pid"], m["node"][:8], m["phase"], m["step"]] for who, m in members.items()],
+    )
 
 
 def _listed(run: Run) -> dict[str, Any] | None:

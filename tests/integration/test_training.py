@@ -1,4 +1,4 @@
-"""Training through Ray Train: a killed worker loses and repeats nothing; a refused gate registers nothing."""
+"""Training through Ray Train: killed or lent, workers lose and repeat nothing; a refused gate registers nothing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from recording_task import consumed_along_committed_line, write_line
 
 from cluster.errors import BadInput, RunFailed
@@ -19,6 +20,7 @@ from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.runs import Run
 from cluster.storage import open_store
+from training.lending import coordinator_name
 from training.progress import Progress
 from training.recipe import Recipe
 from training.run import train
@@ -58,35 +60,41 @@ def ignore(_: Progress) -> None:
     pass
 
 
-def kill_a_worker(folder: Path, run: Run, at_step: int) -> list[int]:
-    """SIGKILL rank 1's process once it has trained `at_step` steps; gives the pids killed."""
-    killed: list[int] = []
+def when_stepping(folder: Path, steps: int, act: Callable[[list[int]], None]) -> threading.Thread:
+    """Calls `act` with the pids of the training processes once one of them has made so many steps."""
 
-    def aim() -> None:
+    def watch() -> None:
         deadline_s = time.monotonic() + 90
-        while time.monotonic() < deadline_s and not killed:
-            for event in read_events(run.store, run.prefix):
-                log = folder / "log" / f"{event.get('pid')}.jsonl"
-                if event.get("rank") == 1 and log.exists() and len(log.read_text().splitlines()) >= at_step:
-                    os.kill(event["pid"], signal.SIGKILL)
-                    killed.append(event["pid"])
-                    return
-            time.sleep(0.05)
+        while time.monotonic() < deadline_s:
+            made = {int(f.stem): len(f.read_text().splitlines()) for f in (folder / "log").glob("*.jsonl")}
+            if any(n >= steps for n in made.values()):
+                act(sorted(made))
+                return
+            time.sleep(0.02)
 
-    threading.Thread(target=aim, daemon=True).start()
-    return killed
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
 
 
 @pytest.mark.timeout(180)
 def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: Path) -> None:
     asked = recipe(tmp_path, options={"log_dir": str(tmp_path / "log"), "step_s": 0.05})
     run = Run(open_store(asked.store), "the-run")
-    killed = kill_a_worker(tmp_path, run, at_step=11)
+    killed: list[int] = []
 
-    result = train(asked, address=ray_address, show=ignore)
+    def kill(pids: list[int]) -> None:
+        os.kill(pids[1], signal.SIGKILL)
+        killed.append(pids[1])
+
+    when_stepping(tmp_path, 11, kill)
+    notes: list[str] = []
+    result = train(asked, address=ray_address, show=lambda progress: notes.append(progress.note))
 
     events = list(read_events(run.store, run.prefix))
     assert killed, "the fault never happened"
+    assert any("was lost (SIGKILL); going on from step" in note for note in notes)
+    assert [e["source"] for e in events if e["event"] == "generation-started"] == ["fresh", "memory"]
     assert len([e for e in events if e["event"] == "attempt-started" and e["rank"] == 0]) == 2
     assert max(e["step"] for e in events if e["event"] == "attempt-started") > 0, "resumed from the start"
     steps = consumed_along_committed_line(events, tmp_path / "log")
@@ -108,6 +116,40 @@ def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: P
     other = asked.optimization.model_copy(update={"seed": 1})
     with pytest.raises(BadInput, match="another 'optimization'"):
         train(asked.model_copy(update={"optimization": other}), address=ray_address, show=ignore)
+
+
+@pytest.mark.timeout(180)
+def test_workers_are_lent_and_come_back_and_no_step_is_lost(ray_address: str, tmp_path: Path) -> None:
+    asked = recipe(
+        tmp_path,
+        options={"log_dir": str(tmp_path / "log"), "step_s": 0.1},
+        workers={"min": 1, "max": 2},
+        optimization={"global_batch_size": 64, "epochs": 17, "learning_rate": 0.03},
+    )
+    run = Run(open_store(asked.store), "the-run")
+    lent: list[dict[str, object]] = []
+
+    def borrow(_: list[int]) -> None:
+        crew = ray.get_actor(coordinator_name("the-run"))
+        lent.append(ray.get(crew.lend.remote(1, 2.0), timeout=30))
+
+    borrower = when_stepping(tmp_path, 5, borrow)
+    result = train(asked, address=ray_address, show=ignore)
+    borrower.join(10)
+
+    assert lent, "nothing was lent"
+    events = list(read_events(run.store, run.prefix))
+    assert [(e["from"], e["to"]) for e in events if e["event"] == "resize"] == [(2, 1), (1, 2)]
+    assert [e["event"] for e in events if e["event"] in ("lent", "returned")] == ["lent", "returned"]
+    assert not [e for e in events if e["event"] == "member-lost"]
+    steps = consumed_along_committed_line(events, tmp_path / "log")
+    assert len(steps) == result.steps == 17 * 8
+    for epoch in range(17):
+        rows = [row for step in steps[epoch * 8 : epoch * 8 + 8] for row in step]
+        assert sorted(rows) == list(range(500))
+    made = sum(len(file.read_text().splitlines()) for file in (tmp_path / "log").glob("*.jsonl"))
+    alone = [e["step"] for e in events if e["event"] == "generation-started"]
+    assert made == 2 * result.steps - (alone[2] - alone[1]), "no step was made twice"
 
 
 @pytest.mark.timeout(120)
