@@ -30,6 +30,7 @@ from ray.train.v2._internal.execution.failure_handling import create_failure_pol
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2._internal.execution.worker_group import state as worker_group_state
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from training.attend import Attendant, Errand
 from training.scaling import CrewPolicy
@@ -177,5 +178,4 @@ def _nothing() -> None:
 def _remove(group: str) -> None:
     from ray._raylet import PlacementGroupID
 
-    held = ray.util.placement_group.PlacementGroup(PlacementGroupID(bytes.fromhex(group)))
-    ray.util.remove_placement_group(held)
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

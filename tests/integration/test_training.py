@@ -1,4 +1,4 @@
-"""Training through Ray Train: killed or lent, workers lose and repeat nothing; a refused gate registers nothing."""
+"""Training through Ray Train: killed or lent, workers lose and repeat nothing; a refused gate stops a model."""
 
 from __future__ import annotations
 
