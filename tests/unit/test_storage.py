@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,37 @@ def test_the_first_to_create_wins(store: Store) -> None:
     assert not store.put_if_absent("key", b"theirs")
     assert store.put_if_absent("key", b"mine"), "our own bytes: the answer to the first try was lost"
     assert store.get("key") == b"mine"
+
+
+@pytest.mark.parametrize("size", [0, 5, 3_000_000, 45_000_000])
+def test_memory_is_written_from_where_it_lies(store: Store, size: int) -> None:
+    memory = mmap.mmap(-1, size + 10)
+    memory[7 : 7 + size] = os.urandom(1) * size
+    store.put("key", memoryview(memory)[7 : 7 + size])
+    assert store.get("key") == memory[7 : 7 + size]
+
+
+def test_odd_names_are_written_and_read(store: Store) -> None:
+    for key in ("a/c d/ü+%41", "a#b", "x{y}", "~t", "a?b", "n*"):
+        store.put(key, b"1")
+        assert store.put_if_absent(f"{key}.created", b"2")
+        assert (store.get(key), store.get(f"{key}.created")) == (b"1", b"2")
+
+
+def test_a_directory_has_it_on_disk_when_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def spy(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    store = open_store(str(tmp_path / "store"))
+    store.put("a/b/file", b"1")
+    assert synced == [(tmp_path / "store" / place).stat().st_ino for place in ("a/b/file", "a/b", "a", "")]
+    synced.clear()
+    store.put_if_absent("a/entry", b"1")
+    assert synced == [(tmp_path / "store" / place).stat().st_ino for place in ("a/entry", "a", "")]
