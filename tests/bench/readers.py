@@ -8,13 +8,14 @@ included, and answers with rows a second. What each one does:
 
     tandem             the plan's shuffle: groups, then rows within a window of 64 MiB; in order for every
                        world size, and any position can be sought
+    tandem-in-order    the same, with the shuffle switched off
     ray                Ray Data's `iter_torch_batches`, no shuffle; images decoded in `map_batches`
     ray-shuffled       the same with `local_shuffle_buffer_size` of 16 batches (a far smaller window)
     loader-shuffled    DataLoader(shuffle=True) on a map-style dataset that holds all columns in memory
                        and takes a batch's rows at once (`__getitems__`): reading isn't part of it
     loader-streaming   DataLoader on an iterable dataset: row groups in turn, no shuffle
 
-A DataLoader is tried with 0, 1 and 2 workers while it warms up, and keeps what is fastest.
+A DataLoader is tried with 0 and 2 workers while it warms up, and keeps what is fastest.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from cluster.storage import arrow_filesystem
 
 Tensors = dict[str, torch.Tensor]
 Epoch = Callable[[], Iterable[Tensors]]
-WORKERS_TRIED = (0, 1, 2)
+WORKERS_TRIED = (2, 0)
+"""Two first: processes are forked before Arrow's threads are busy."""
+TRIED_FOR_S = 2.0
 RAY_SHUFFLE_BATCHES = 16
 
 
@@ -79,16 +82,17 @@ class Work:
         return filesystem, sorted(info.path for info in found if info.path.endswith(".parquet"))
 
 
-def tandem(work: Work) -> Epoch:
+def tandem(work: Work, shuffle: bool = True) -> Epoch:
     from training.dataset import Dataset
     from training.loader import Loader
     from training.tasks import build_task
 
-    dataset = Dataset.open(work.data, **work.more)
+    # Nothing that was read is kept in memory: neither is it by the peers that read.
+    dataset = Dataset.open(work.data, cache_bytes=0, **work.more)
     task = build_task(
         "image-classification" if work.images else "tabular-classification", dataset.facts("label"), {}
     )
-    plan = dataset.plan(0)
+    plan = dataset.plan(0, shuffle=shuffle)
     options = {"global_batch_size": work.batch, "rank": 0, "world_size": 1, "epochs": 10**6}
     state = {"cursor": 0, "batches": None}
 
@@ -141,7 +145,7 @@ class InMemory(TorchDataset[Tensors]):
 
 
 class Streaming(IterableDataset[Tensors]):
-    """Row groups in turn, shared out among the workers, cut into batches; the rest of a group carries over."""
+    """Row groups in turn, shared out among the workers, cut into batches; a group's rest carries over."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -179,8 +183,9 @@ def loader(work: Work, shuffle: bool) -> Epoch:
     def made(workers: int) -> DataLoader[Tensors]:
         options: dict[str, Any] = {"num_workers": workers}
         if workers:
-            # Forked processes inherit Arrow's threads only in name, so they are started afresh.
-            options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": "spawn"}
+            # Arrow's S3 client doesn't survive a fork.
+            how = "spawn" if work.data.startswith("s3:") else "fork"
+            options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": how}
         if shuffle:
             options |= {"batch_size": work.batch, "shuffle": True, "collate_fn": _as_it_is}
         else:
@@ -188,18 +193,25 @@ def loader(work: Work, shuffle: bool) -> Epoch:
         return DataLoader(data, **options)
 
     def speed(candidate: DataLoader[Tensors]) -> float:
-        _read(lambda: candidate)
-        started_s = time.monotonic()
-        return _read(lambda: candidate) / (time.monotonic() - started_s)
+        rows, started_s, until_s = 0, 0.0, 0.0
+        for batch in candidate:
+            if not started_s:  # workers have started
+                started_s = time.monotonic()
+                until_s = started_s + TRIED_FOR_S
+                continue
+            rows += len(batch["label"])
+            if time.monotonic() > until_s:
+                break
+        return rows / (time.monotonic() - started_s)
 
     candidates = [made(workers) for workers in WORKERS_TRIED]
     best = max(candidates, key=speed)
-    print(f"{best.num_workers} workers", file=sys.stderr)
     return lambda: best
 
 
 READERS: dict[str, Callable[[Work], Epoch]] = {
     "tandem": tandem,
+    "tandem-in-order": lambda work: tandem(work, shuffle=False),
     "ray": ray,
     "ray-shuffled": lambda work: ray(work, shuffle=True),
     "loader-shuffled": lambda work: loader(work, shuffle=True),
@@ -211,18 +223,23 @@ def _read(epoch: Epoch) -> int:
     return sum(len(batch["__target__" if "__target__" in batch else "label"]) for batch in epoch())
 
 
+def _say(**facts: float) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     name, asked = sys.argv[1], json.loads(sys.argv[2])
     epochs = asked.pop("epochs")
     epoch = READERS[name](Work(**asked))
     rows = _read(epoch)
-    print(json.dumps({"ready": rows}), flush=True)
+    _say(ready=rows)
     for _ in sys.stdin:
         started_s = time.monotonic()
         read = sum(_read(epoch) for _ in range(epochs))
         assert read == rows * epochs, (read, rows)
-        print(json.dumps({"rows_per_s": read / (time.monotonic() - started_s)}), flush=True)
+        _say(rows_per_s=read / (time.monotonic() - started_s))
 
 
 if __name__ == "__main__":
