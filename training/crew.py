@@ -26,6 +26,8 @@ from cluster.runs import Run
 from cluster.storage import open_store
 from training.keeper import Keeper
 from training.messages import Leave, parse_saying
+from training.metrics import RunMetrics
+from training.progress import Progress
 from training.roles import (
     Decision,
     End,
@@ -74,6 +76,8 @@ class News:
     notes: tuple[str, ...]
     progress: dict[str, Any] | None
     end: Outcome | TandemError | None
+    groups: tuple[str, ...]
+    """The placement groups seen so far, by id: what Ray Train may leave behind if it is killed."""
 
 
 def new_keeper(coordinator: Any, node: str, life: str) -> Any:
@@ -96,6 +100,7 @@ class Coordinator:
         self._pids: dict[str, int] = {}
         self._notes: list[str] = []
         self._progress: dict[str, Any] | None = None
+        self._metrics = RunMetrics(plan.rules.run)
         self._end: Outcome | TandemError | None = None
         self._resize: Resize | None = None
         self._rooms = 0
@@ -119,13 +124,9 @@ class Coordinator:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), ANSWER_S)
         self._news.clear()
-        news = News(tuple(self._notes), self._progress, self._end)
+        news = News(tuple(self._notes), self._progress, self._end, tuple(self._groups))
         self._notes, self._progress = [], None
         return news
-
-    async def groups(self) -> list[str]:
-        """The placement groups seen so far, by id."""
-        return self._groups
 
     async def farewell(self) -> None:
         """Wait, not for long, until every member has left and every event is written."""
@@ -144,6 +145,7 @@ class Coordinator:
         """A worker of Ray Train's holds this seat. Answers after a while whether it is still wanted."""
         if seat.group not in self._groups:
             self._groups.append(seat.group)
+            self._news.set()
         self._rooms = 0
         self._carry_out(self._roster.seat_taken(seat, time.monotonic()))
         with contextlib.suppress(TimeoutError):
@@ -320,6 +322,7 @@ class Coordinator:
             if note:
                 self._notes.append(note)
             self._progress = progress | {"note": ""}
+            self._metrics.progress(Progress(**progress))
         else:
             self._end = decision.outcome
             self._over.set()

@@ -5,7 +5,9 @@
     tandem_training_step{run}                      steps done
     tandem_training_workers{run}                   workers in the group
     tandem_training_checkpoint{run}                number of the newest checkpoint
-    tandem_training_worker_seconds_total{run,kind} worker-seconds by kind (cluster.goodput)
+    tandem_training_rank0_seconds_total{run,kind}  rank 0's time by kind (cluster.goodput)
+
+Rank 0 stands for the others, who step with it; the whole account is `tandem runs show`'s.
 
 To be used in a process that is Ray's, such as the coordinator's: training processes are not. Recording a
 value takes a few microseconds, and never waits for anyone.
@@ -36,10 +38,10 @@ class RunMetrics:
         self._step = gauge("step", "Steps done.")
         self._workers = gauge("workers", "Workers in the group.")
         self._checkpoint = gauge("checkpoint", "Number of the newest checkpoint.")
-        self._worker_s: Any = Counter(
-            "tandem_training_worker_seconds_total", "Worker-seconds by kind.", tag_keys=("run", "kind")
+        self._seconds: Any = Counter(
+            "tandem_training_rank0_seconds_total", "Rank 0's time by kind.", tag_keys=("run", "kind")
         )
-        self._worker_s.set_default_tags({"run": run})
+        self._seconds.set_default_tags({"run": run})
         self._told: dict[str, dict[str, float]] = {}
 
     def progress(self, progress: Progress) -> None:
@@ -50,16 +52,14 @@ class RunMetrics:
         self._step.set(progress.step)
         self._workers.set(progress.workers)
         self._checkpoint.set(progress.checkpoint)
+        for account, seconds in progress.accounts.items():
+            self._account(account, seconds)
 
-    def account(self, member: str, seconds: Mapping[str, float]) -> None:
-        """Record a member's account, or under a name of its own, time that nobody accounts for.
-
-        Args:
-            seconds: by kind, since the member began; what was recorded before is taken off.
-        """
-        known = self._told.setdefault(member, {})
+    def _account(self, name: str, seconds: Mapping[str, float]) -> None:
+        """Seconds by kind since the account was opened; what was recorded of it before is taken off."""
+        known = self._told.setdefault(name, {})
         for kind in KINDS:
             more_s = seconds.get(kind, 0.0) - known.get(kind, 0.0)
             if more_s > 0:
-                self._worker_s.inc(more_s, tags={"kind": kind})
+                self._seconds.inc(more_s, tags={"kind": kind})
                 known[kind] = seconds[kind]

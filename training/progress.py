@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
@@ -39,6 +39,8 @@ class Progress:
     eta_s: float | None = None
     checkpoint: int = 0
     """Number of the newest checkpoint, 0 before the first."""
+    accounts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Seconds by kind (training.goodput) of the process that reports, under its account's name."""
     note: str = ""
     """Something worth a line of its own, such as a recovery."""
 

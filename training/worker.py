@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -149,6 +149,8 @@ class Worker:
             step=state.step,
             cursor=state.cursor,
         )
+        # Once at the beginning, so that the time of one that is killed soon has a beginning too.
+        seat.teller.tell(generation=group.generation, rank=group.rank)
         events.request_flush()
         reporter = self._reporter(seat, source) if group.rank == 0 else None
         agreement = Agreement(group.client(), group.rank, group.world)
@@ -297,7 +299,8 @@ class Worker:
         return reporter
 
     def _tell(self, progress: Progress) -> None:
-        self._report(progress)
+        seconds = {str(kind): round(value, 3) for kind, value in self._account.totals().items() if value}
+        self._report(replace(progress, accounts={self._account.nonce: seconds}))
         if self._tracking is not None and progress.step:
             self._tracking.log(
                 progress.step,

@@ -7,16 +7,19 @@ from training.metrics import RunMetrics
 from training.progress import Progress
 
 
-def test_worker_seconds_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple[str, float]] = []
     monkeypatch.setattr(
         metrics.Counter, "inc", lambda _, value, tags: counted.append((tags["kind"], round(value, 6)))
     )
     run = RunMetrics("r")
-    run.account("m0", {"compute": 5.0, "data": 1.0})
-    run.account("m0", {"compute": 8.0, "data": 1.0})
-    run.account("m0", {"compute": 7.0})  # a moved second is not taken back: counters only rise
-    run.account("m1", {"compute": 2.0, "no such kind": 9.0})
+    for accounts in (
+        {"m0": {"compute": 5.0, "data": 1.0}},
+        {"m0": {"compute": 8.0, "data": 1.0}},
+        {"m0": {"compute": 7.0}},  # a moved second is not taken back: counters only rise
+        {"m1": {"compute": 2.0, "no such kind": 9.0}},
+    ):
+        run.progress(Progress("training", accounts=accounts))
     assert counted == [("compute", 5), ("data", 1), ("compute", 3), ("compute", 2)]
 
 
