@@ -195,19 +195,20 @@ def _audit_epoch(
 ) -> EpochAudit:
     first = epoch * plan.rows_per_epoch
     due = min(max(cursor - first, 0), plan.rows_per_epoch)
-    after = first + plan.rows_per_epoch
-    ranges = [(s.start - first, s.stop - first) for s in ledger if s.start < after and s.stop > first]
+    ranges = np.asarray([(s.start - first, s.stop - first) for s in ledger], np.int64).reshape(-1, 2)
+    ranges = ranges[(ranges[:, 0] < plan.rows_per_epoch) & (ranges[:, 1] > 0)]
     missing, repeated = _Found(dataset), _Found(dataset)
     touched = np.zeros(len(dataset.row_groups), np.int64)
     for number, (low, high) in enumerate(pairwise(plan.window_bounds(epoch).tolist())):
         window = plan.window(epoch, number)
         touched += np.bincount(window.groups, minlength=len(touched))
+        # A range counts up where it starts and down where it stops: what stands between is the sum.
+        steps = np.zeros(high - low + 1, np.int64)
+        np.add.at(steps, np.clip(ranges[:, 0] - low, 0, high - low), 1)
+        np.add.at(steps, np.clip(ranges[:, 1] - low, 0, high - low), -1)
         # By place, not by position: an order that isn't a permutation would be found out here.
-        times = np.zeros(high - low, np.int64)
-        for start, stop in ranges:
-            used = window.order[max(start - low, 0) : max(stop - low, 0)]
-            if len(used):
-                times += np.bincount(used, minlength=len(times))
+        counted = np.bincount(window.order, weights=np.cumsum(steps)[:-1], minlength=high - low)
+        times = counted.astype(np.int64)
         wanted = np.bincount(window.order[: max(due - low, 0)], minlength=len(times))
         if low < due and due >= high:
             wanted[:] = 1

@@ -1,10 +1,12 @@
 """`python -m tests.bench.loading`: rows a second from Parquet to tensors, beside Ray Data and DataLoader.
 
 What each reader does is said in `tests.bench.readers`. Each is a process that has read an epoch
-before the clock starts; a round is whole epochs, the start of each included. Ours shuffles always
+before the clock starts; a round is whole epochs, the start of each included, for a second
+at least. Ours shuffles always
 (but for one line, which says so), as training does; of the peers only those called shuffled do.
 
-    python -m tests.bench.loading [--pairs 5] [--rows 2000000] [--images 8192] [--only tables,images,s3,seek]
+    python -m tests.bench.loading [--pairs 5] [--rows 1000000] [--images 4096]
+        [--only tables,images,s3,seek] [--batches 256,4096]
 """
 
 from __future__ import annotations
@@ -34,14 +36,12 @@ from tests.bench.pairs import Comparison, Measure, Report, in_turn
 from tests.seaweed import Seaweed
 
 COLUMNS = 16
-BATCHES_ROWS = (256, 4096)
 GROUP_ROWS = 62_500
 FILES = 4
 CORES = 2
 SEEKS = 20
 SEEK_AT_MOST_S = 1.0
 ENDS_WITHIN_S = 120
-SHUFFLED = ("ray-shuffled", "loader-shuffled")
 
 
 def write_table(folder: Path, rows: int) -> str:
@@ -174,9 +174,10 @@ def seek(table: str) -> Measure:
 def main() -> int:
     chosen = asked(
         __doc__,
-        rows=(int, 2_000_000, "of the table"),
-        images=(int, 8192, "how many"),
+        rows=(int, 1_000_000, "of the table"),
+        images=(int, 4096, "how many"),
         only=(str, "tables,images,s3,seek", "some of the parts"),
+        batches=(str, "256,4096", "rows of a table's batch"),
     )
     parts = chosen.only.split(",")
     use_cores(CORES)
@@ -195,12 +196,13 @@ def main() -> int:
         folder = Path(name)
         table = write_table(folder / "table", chosen.rows)
         pictures = str(write_images(folder / "images", chosen.images, seed=0))
-        of_tables = {"data": table, "epochs": 2}
-        of_images = {"data": pictures, "epochs": 1, "images": True, "side": SIDE, "channels": 1}
+        of_tables = {"data": table}
+        batches = tuple(int(rows) for rows in chosen.batches.split(","))
+        of_images = {"data": pictures, "images": True, "side": SIDE, "channels": 1}
         every = ("ray", "ray-shuffled", "loader-shuffled", "loader-streaming")
         fields = []
         if "tables" in parts:
-            fields.append(Field("tables", of_tables, BATCHES_ROWS, every, {}))
+            fields.append(Field("tables", of_tables, batches, every, {}))
         if "images" in parts:
             fields.append(Field("images", of_images, (256,), every, {}))
         if "s3" in parts:

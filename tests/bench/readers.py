@@ -3,8 +3,8 @@
     python -m tests.bench.readers NAME '{"data": URI, "batch": ROWS, "images": BOOL, …}'
 
 A reader is a process of its own, so that none meets another's threads. It reads one epoch to warm
-up, says `ready`, and then, for each line on its stdin, reads `epochs` whole epochs, the start of each
-included, and answers with rows a second. What each one does:
+up, says `ready`, and then, for each line on its stdin, reads whole epochs, the start of each included,
+until a second is over, and answers with rows a second. What each one does:
 
     tandem             the plan's shuffle: groups, then rows within a window of 64 MiB; in order for every
                        world size, and any position can be sought
@@ -42,7 +42,8 @@ Tensors = dict[str, torch.Tensor]
 Epoch = Callable[[], Iterable[Tensors]]
 WORKERS_TRIED = (2, 0)
 """Two first: processes are forked before Arrow's threads are busy."""
-TRIED_FOR_S = 2.0
+TRIED_FOR_S = 1.0
+ROUND_AT_LEAST_S = 1.0
 RAY_SHUFFLE_BATCHES = 16
 
 
@@ -231,13 +232,15 @@ def _say(**facts: float) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     name, asked = sys.argv[1], json.loads(sys.argv[2])
-    epochs = asked.pop("epochs")
     epoch = READERS[name](Work(**asked))
     rows = _read(epoch)
     _say(ready=rows)
     for _ in sys.stdin:
         started_s = time.monotonic()
-        read = sum(_read(epoch) for _ in range(epochs))
+        read, epochs = 0, 0
+        while time.monotonic() < started_s + ROUND_AT_LEAST_S:
+            read += _read(epoch)
+            epochs += 1
         assert read == rows * epochs, (read, rows)
         _say(rows_per_s=read / (time.monotonic() - started_s))
 
