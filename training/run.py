@@ -14,7 +14,8 @@ from typing import Any
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.connection import connect
-from cluster.errors import BadInput, NotFound, shown
+from cluster.errors import BadInput, NotFound, TandemError, shown
+from cluster.events import EventWriter
 from cluster.lease import acquire
 from cluster.runs import Run, RunRecord, RunResult, new_run_name
 from cluster.storage import open_store
@@ -74,8 +75,19 @@ def train(
                 outcome = fit(recipe, run_name, facts, show, lease.epoch)
                 lease.check()
                 return finish(recipe, run_name, outcome, show)
+        except (TandemError, KeyboardInterrupt) as error:
+            _tell_end(run, lease.epoch, error, clock)
+            raise
         finally:
             write_summary(run)
+
+
+def _tell_end(run: Run, epoch: int, error: BaseException, clock: Clock) -> None:
+    """Leave word in the run's events of why this driver ended."""
+    said = error.parts() if isinstance(error, TandemError) else {"failed": "interrupted"}
+    events = EventWriter(run.store, run.prefix, f"{clock.wall():%Y%m%dT%H%M%S}-driver{epoch}", clock)
+    events.write("run-failed", **said)
+    events.flush()
 
 
 def prepare(run: Run, recipe: Recipe, clock: Clock) -> DatasetFacts:
