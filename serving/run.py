@@ -26,7 +26,7 @@ from cluster.connection import connect
 from cluster.errors import TandemError, shown
 from cluster.local import LocalRay
 from cluster.registry import Registry
-from cluster.storage import open_store
+from cluster.storage import Deadlines, open_store
 from serving.ingress import describe_exposure, free_port, ingress_env
 from serving.layout import applications
 from serving.service import Service
@@ -91,7 +91,7 @@ def check_models(service: Service) -> list[dict[str, Any]]:
     Raises:
         NotFound: one doesn't exist.
     """
-    registry = Registry(open_store(service.store))
+    registry = Registry(open_store(service.store, Deadlines(retry_s=10)))
     found = [(served.ref, registry.resolve(served.ref)) for served in service.models]
     return [{"model": ref.model, "alias": ref.alias, "version": v.version} for ref, v in found]
 
