@@ -125,7 +125,8 @@ class Placement:
         resources: dict[str, float],
         folder: str,
     ) -> None:
-        self._coordinator = coordinator
+        self.groups: tuple[str, ...] = ()
+        """The placement groups that are known to have been its own, to be removed if it is killed."""
         elastic = workers[0] != workers[1]
         scaling = ScalingConfig(
             num_workers=workers if elastic else workers[1],
@@ -166,8 +167,8 @@ class Placement:
     def abandon(self) -> None:
         """End it at once, and free what it holds."""
         ray.kill(self.controller)
-        with contextlib.suppress(ray.exceptions.RayError):
-            for group in ray.get(self._coordinator.groups.remote(), timeout=_CLOSE_S):
+        for group in self.groups:
+            with contextlib.suppress(ray.exceptions.RayError):
                 _remove(group)
 
 

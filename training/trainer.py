@@ -136,7 +136,9 @@ def _follow(crew: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> O
         while end is None:
             ready, _ = ray.wait([news, stage.done], num_returns=1)
             if news in ready:
-                end = _show_news(ray.get(news), show)
+                heard: News = ray.get(news)
+                stage.groups = heard.groups
+                end = _show_news(heard, show)
                 news = crew.news.remote()
             elif lost == CONTROLLER_FAILURES:
                 raise _ended_early(plan.rules.run, stage.failure())
