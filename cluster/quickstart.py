@@ -75,10 +75,10 @@ def quickstart(folder: Path, *, keep: bool) -> Report:
     """
     # Composition: these know nothing of one another, and cost imports that other commands don't need.
     from serving.ingress import ingress_env
+    from training.data.samples import write_digits
     from training.progress import display
     from training.recipe import Recipe
     from training.run import train
-    from training.samples import write_digits
 
     train_uri, eval_uri = write_digits(str(folder / "data"))
     recipe = Recipe.model_validate(
@@ -180,7 +180,7 @@ def _stop(server: subprocess.Popen[str]) -> None:
 
 
 def _held_out(uri: str) -> tuple[list[bytes], list[str]]:
-    from training.dataset import Dataset
+    from training.data.dataset import Dataset
 
     dataset = Dataset.open(uri)
     table = dataset.read_rows(np.arange(dataset.rows), ["image", "label"])

@@ -27,7 +27,7 @@ from cluster.errors import TandemError
 from cluster.manifest import Artifacts, Manifest, Writer
 from cluster.runs import Run
 from cluster.storage import Deadlines, open_store
-from training.checkpoint import Restored, restore
+from training.checkpoints.checkpoint import Restored, restore
 
 WITHIN_S = 60.0
 LOOK_EVERY_S = 0.005

@@ -1,4 +1,4 @@
-"""A training process that trains nothing: it speaks training.messages, and steps together with its peers.
+"""A training process that trains nothing: it speaks as members do, and steps together with its peers.
 
 Its collective is real: rank 0 keeps a TCP connection to each of the others, and a step is done when all
 have met there. What it would have learned is the number of its steps, taken from the most advanced peer at
@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from training.messages import (
+from training.crew.messages import (
     Beat,
     Ended,
     Failed,

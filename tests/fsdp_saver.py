@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 from cluster.manifest import Writer
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import CheckpointMeta, load_checkpoint
+from training.checkpoints.checkpoint import CheckpointMeta, load_checkpoint
+from training.checkpoints.saver import Saver
 from training.loop import TrainState
 from training.recipe import Checkpointing
-from training.saver import Saver
 
 WITHIN_S = 60.0
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from training.messages import Beat, Failed, Hosting, Join, Leave, Spec, Told, parse_saying, send
+from training.crew.messages import Beat, Failed, Hosting, Join, Leave, Spec, Told, parse_saying, send
 from training.recipe import Recipe
 
 TESTS = Path(__file__).parent
 _PROGRAM = """
 import os, socket, sys
 from training.member import live
-from training.messages import Spec
+from training.crew.messages import Spec
 live(socket.socket(fileno=int(sys.argv[1])), Spec.model_validate_json(sys.argv[2]))
 os._exit(0)
 """

@@ -27,10 +27,10 @@ from cluster.errors import Conflict
 from cluster.manifest import Writer
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import CheckpointMeta
+from training.checkpoints.checkpoint import CheckpointMeta
+from training.checkpoints.saver import Saver
 from training.loop import TrainState
 from training.recipe import Checkpointing
-from training.saver import Saver
 
 STEP_S = 0.004
 _FORMAT = struct.Struct("qqqq")

@@ -1,6 +1,6 @@
-"""A simulated cluster for training.roster: nodes, keepers, training processes, Ray Train; all pretended.
+"""A simulated cluster for training.crew.roster: nodes, keepers, training processes, Ray Train; all pretended.
 
-Time is a number that jumps from event to event. Processes follow training.messages; a collective ends only
+Time is a number that jumps from event to event. Processes talk as members do; a collective ends only
 if all of its ranks are alive and unfrozen. Every message takes a random, short time; messages of one sender
 are not overtaken. What must never happen is asserted while it runs.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.errors import TandemError
-from training.messages import (
+from training.crew.messages import (
     Beat,
     Ended,
     Hosting,
@@ -28,8 +28,8 @@ from training.messages import (
     Ready,
     Told,
 )
-from training.roles import End, Exit, Hire, Kill, NeedKeeper, Outcome, Record, Resize, Rules, Seat, Tell
-from training.roster import Roster
+from training.crew.roles import End, Exit, Hire, Kill, NeedKeeper, Outcome, Record, Resize, Rules, Seat, Tell
+from training.crew.roster import Roster
 
 STEP_S = 0.5
 

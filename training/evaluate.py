@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import BadInput, shown
 from cluster.signature import Signature
-from training.columns import input_arrays, target_array
-from training.dataset import Dataset
+from training.data.columns import input_arrays, target_array
+from training.data.dataset import Dataset
 from training.gate import Incomparable
 from training.servable import Servable
 from training.task import Arrays, Task

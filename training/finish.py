@@ -17,8 +17,8 @@ from cluster.names import ModelRef
 from cluster.registry import Registry, Version
 from cluster.runs import Run, RunResult
 from cluster.storage import Store, open_store
-from training.checkpoint import restore_model
-from training.dataset import Dataset
+from training.checkpoints.checkpoint import restore_model
+from training.data.dataset import Dataset
 from training.evaluate import evaluate, evaluate_live
 from training.export import export
 from training.facts import DatasetFacts

@@ -9,7 +9,7 @@ Pure bookkeeping: the same on every rank, because every rank takes the same step
 from __future__ import annotations
 
 from cluster.config import Frozen
-from training.checkpoint import CheckpointMeta
+from training.checkpoints.checkpoint import CheckpointMeta
 from training.loop import TrainState
 
 

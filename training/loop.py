@@ -42,7 +42,7 @@ _SMALL_BUFFER_VALUES = 65_536
 
 
 class Batch(Protocol):
-    """What the loader yields (`training.loader.HostBatch`): this rank's rows of one global batch."""
+    """What the loader yields (`training.data.loader.HostBatch`): this rank's rows of one global batch."""
 
     @property
     def cursor(self) -> int: ...

@@ -24,9 +24,7 @@ import torch.distributed as dist
 from cluster.config import Frozen
 from cluster.errors import Conflict, RunFailed, TandemError, shown
 from training.control import Control
-from training.facts import DatasetFacts
-from training.group import Bond, Group, host_store, reach_store
-from training.messages import (
+from training.crew.messages import (
     Beat,
     Ended,
     Failed,
@@ -45,6 +43,8 @@ from training.messages import (
     parse_order,
     send,
 )
+from training.facts import DatasetFacts
+from training.group import Bond, Group, host_store, reach_store
 from training.progress import Progress
 from training.recipe import Recipe
 from training.worker import Worker, worker_device

@@ -16,7 +16,7 @@ from cluster.errors import Damaged, NotFound
 from cluster.events import EventWriter
 from cluster.manifest import Artifacts
 from cluster.runs import Run
-from training.checkpoint import CheckpointMeta, load_checkpoint
+from training.checkpoints.checkpoint import CheckpointMeta, load_checkpoint
 from training.control import Source
 from training.group import Group
 from training.line import Line, LineRecord

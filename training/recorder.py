@@ -3,7 +3,7 @@
 Rank 0 also sees when a checkpoint is due, or a stop is asked for, and proposes it to the others
 (training.agree).
 
-Knows neither how state becomes files (training.saver) nor what people are told (training.reporter).
+Knows neither how state becomes files (training.checkpoints) nor what people are told (training.reporter).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from cluster.errors import StorageError
 from cluster.events import EventWriter
 from cluster.goodput import Kind
 from training.agree import Agreement
+from training.checkpoints.pace import SaveClock
+from training.checkpoints.saver import Saver
 from training.communication import ExposedExchange
 from training.control import Control
 from training.goodput import Account, AccountTeller
 from training.group import Group
 from training.line import Line
 from training.loop import StepReport, TrainState
-from training.pace import SaveClock
 from training.recipe import Recipe
 from training.reporter import Reporter
-from training.saver import Saver
 
 _SAVE, _PAUSE, _SAVE_AND_PAUSE = "save", "pause", "save-and-pause"
 

@@ -36,7 +36,7 @@ def furthest(group: Group, step: int | None, device: torch.device) -> tuple[int,
 
 
 def replicate(state: TrainState, source: int, group: Group) -> None:
-    """Overwrite every rank's model and optimizer with those of rank `source`; step and cursor aren't touched."""
+    """Overwrite every rank's model and optimizer with those of rank `source`. Step and cursor stay."""
     assert group.store is not None
     weights = state.model.state_dict()
     for name in weights:

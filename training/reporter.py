@@ -12,7 +12,7 @@ from cluster.clock import Clock
 from cluster.errors import TandemError
 from cluster.events import EventWriter
 from cluster.manifest import Manifest
-from training.checkpoint import CheckpointMeta
+from training.checkpoints.checkpoint import CheckpointMeta
 from training.loop import StepReport
 from training.progress import Progress
 

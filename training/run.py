@@ -20,7 +20,7 @@ from cluster.lease import acquire
 from cluster.runs import Run, RunRecord, RunResult, new_run_name
 from cluster.storage import open_store
 from cluster.summary import write_summary
-from training.dataset import Dataset
+from training.data.dataset import Dataset
 from training.facts import DatasetFacts
 from training.gate import check_gate
 from training.progress import Progress, Show

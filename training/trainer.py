@@ -1,7 +1,7 @@
 """Training on the connected cluster, as the driver sees it: who is started, what is shown, how it ends.
 
-The driver starts a coordinator (`training.crew`), a keeper on every node (`training.keeper`) and Ray Train
-(`training.placement`), in this order, because each is loading while the next one is started. Then it
+The driver starts a coordinator (`training.crew.coordinator`), a keeper on every node and Ray Train
+(`training.crew.placement`), in this order, because each is loading while the next one is started. Then it
 listens. Ray Train may fail and be started again meanwhile; training ends when the coordinator says so.
 """
 
@@ -23,13 +23,13 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import RunFailed, TandemError, shown
 from cluster.local import find
 from cluster.runs import RunResult
-from training.crew import Coordinator, News, Plan, new_keeper
+from training.crew.coordinator import Coordinator, News, Plan, new_keeper
+from training.crew.lending import coordinator_name
+from training.crew.nursery import DEFAULT_LIFE
+from training.crew.roles import Outcome, Rules
 from training.facts import DatasetFacts
-from training.lending import coordinator_name
-from training.nursery import DEFAULT_LIFE
 from training.progress import Progress, Show
 from training.recipe import Recipe, Workers
-from training.roles import Outcome, Rules
 
 CONTROLLER_FAILURES = 5
 _ANSWER_S = 30.0
@@ -124,7 +124,9 @@ def _named(make: Any, name: str) -> Any:
 
 def _follow(crew: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> Outcome:
     """Show what happens until the coordinator says that it is over."""
-    from training.placement import Placement  # takes most of a second, while the actors above are starting
+    from training.crew.placement import (
+        Placement,  # takes most of a second, while the actors above are starting
+    )
 
     def start() -> Placement:
         place = tempfile.mkdtemp(dir=folder)

@@ -22,21 +22,21 @@ from cluster.manifest import Manifest, Writer
 from cluster.runs import Run
 from cluster.storage import open_store
 from training.agree import Agreement
+from training.checkpoints.saver import Saver, Stage
 from training.control import Control, Source
-from training.dataset import Dataset
+from training.data.dataset import Dataset
+from training.data.loader import HostBatch, Loader
 from training.facts import DatasetFacts
 from training.flops import tell_flops
 from training.goodput import Account, AccountTeller
 from training.group import Group, from_environment
 from training.line import Line
-from training.loader import HostBatch, Loader
 from training.loop import Poisoned, train_steps
 from training.memory import Memory
 from training.progress import Progress
 from training.recipe import Recipe
 from training.recorder import AgreedStop, Recorder, Seat
 from training.reporter import Reporter
-from training.saver import Saver, Stage
 from training.tasks import build_task
 from training.trackers import openers
 from training.tracking import Tracking
@@ -105,7 +105,7 @@ class Worker:
 
         Raises:
             RunFailed: batches ruined the weights more often than the recipe allows.
-            TandemError: as `training.loop.train_steps`, `training.checkpoint` and the loader say.
+            TandemError: as `training.loop.train_steps`, `training.checkpoints.checkpoint` and the loader say.
             RuntimeError: from torch, where a peer is gone.
         """
         events = EventWriter(

@@ -11,7 +11,7 @@ from cluster import output
 from cluster.commands.options import JsonOption
 
 if TYPE_CHECKING:
-    from training.importing import ImportReport
+    from training.data.importing import ImportReport
 
 EvalOption = Annotated[float, typer.Option(help="Share of the rows held out for evaluation.")]
 SeedOption = Annotated[int, typer.Option(help="Decides which rows are held out.")]
@@ -37,7 +37,7 @@ def from_csv(
     json_output: JsonOption = False,
 ) -> None:
     """Import a CSV file whose first line names the columns."""
-    from training.importing import import_csv
+    from training.data.importing import import_csv
 
     _print(
         import_csv(
@@ -63,7 +63,7 @@ def from_images(
     json_output: JsonOption = False,
 ) -> None:
     """Import FOLDER/CLASS/*.png or *.jpg."""
-    from training.importing import import_images
+    from training.data.importing import import_images
 
     _print(import_images(folder, destination, eval_fraction=eval_fraction, seed=seed), json_output)
 
@@ -75,7 +75,7 @@ def sample(
     json_output: JsonOption = False,
 ) -> None:
     """Write a small real dataset that comes with scikit-learn: images, or a table."""
-    from training.samples import write_breast_cancer, write_digits
+    from training.data.samples import write_breast_cancer, write_digits
 
     write = {"digits": write_digits, "breast-cancer": write_breast_cancer}[name]
     train, evaluation = write(destination)

@@ -11,7 +11,7 @@ from cluster.commands.options import DEFAULT_STORE, AddressOption, JsonOption, S
 
 if TYPE_CHECKING:
     from cluster.runs import Run
-    from training.audit import Audit
+    from training.data.audit import Audit
 
 _ROWS_NAMED = 20
 
@@ -59,7 +59,7 @@ def audit_run(
 ) -> None:
     """Work out which rows a run was trained on: name any missing or repeated. Exit 1 if there are."""
     from cluster.runs import Run
-    from training.audit import audit
+    from training.data.audit import audit
 
     found = audit(Run(existing_store(store), name), checkpoint)
     if json_output:
@@ -110,7 +110,7 @@ def lend_workers(
     json_output: JsonOption = False,
 ) -> None:
     """Free the resources of some of a run's workers for a while; no step is lost, and they come back."""
-    from training import lending
+    from training.crew import lending
 
     if back:
         lending.take_back(name, address)
@@ -126,7 +126,7 @@ def lend_workers(
 @runs_app.command("status")
 def run_status(name: str, address: AddressOption = None, json_output: JsonOption = False) -> None:
     """Show where a run that trains now stands: its workers, their steps, what is lent."""
-    from training import lending
+    from training.crew import lending
 
     found = lending.status(name, address)
     if json_output:

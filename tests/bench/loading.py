@@ -153,8 +153,8 @@ def on_s3(folders: dict[str, Path]) -> Iterator[tuple[dict[str, str], dict[str, 
 
 def seek(table: str) -> Measure:
     """Seconds from a position, anywhere in two epochs, to the batch that stands there; dataset open."""
-    from training.dataset import Dataset
-    from training.loader import Loader
+    from training.data.dataset import Dataset
+    from training.data.loader import Loader
     from training.tasks import build_task
 
     dataset = Dataset.open(table, cache_bytes=0)

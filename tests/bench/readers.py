@@ -84,8 +84,8 @@ class Work:
 
 
 def tandem(work: Work, shuffle: bool = True) -> Epoch:
-    from training.dataset import Dataset
-    from training.loader import Loader
+    from training.data.dataset import Dataset
+    from training.data.loader import Loader
     from training.tasks import build_task
 
     # Nothing that was read is kept in memory: neither is it by the peers that read.

@@ -27,8 +27,8 @@ from cluster.events import read_events
 from cluster.local import LocalRay
 from cluster.runs import Run
 from cluster.storage import open_store
+from training.crew.lending import coordinator_name
 from training.facts import DatasetFacts
-from training.lending import coordinator_name
 from training.progress import Progress
 from training.recipe import Recipe
 from training.trainer import fit

@@ -27,12 +27,12 @@ from recording_task import write_line
 from cluster.clock import SYSTEM_CLOCK
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.audit import audit
-from training.dataset import Dataset
-from training.plan import rank_slice
+from training.data.audit import audit
+from training.data.dataset import Dataset
+from training.data.plan import rank_slice
+from training.data.share import Share
 from training.recipe import Recipe
 from training.run import prepare
-from training.share import Share
 
 TESTS = Path(__file__).parents[1]
 ROWS, BATCH, EPOCHS = 500, 64, 12

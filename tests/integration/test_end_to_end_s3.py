@@ -17,7 +17,7 @@ import tritonclient.http as triton
 import yaml
 from seaweed import Seaweed
 
-from training.samples import write_digits
+from training.data.samples import write_digits
 
 TANDEM = [sys.executable, "-m", "cluster.cli"]
 
@@ -86,7 +86,7 @@ def test_train_and_serve_on_s3(s3_env: Seaweed, tmp_path: Path) -> None:
 
 def ask(url: str, eval_uri: str) -> None:
     """Every held-out digit by the unmodified Triton client, one by a plain POST."""
-    from training.dataset import Dataset
+    from training.data.dataset import Dataset
 
     dataset = Dataset.open(eval_uri)
     table = dataset.read_rows(np.arange(dataset.rows), ["image", "label"])

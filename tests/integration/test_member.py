@@ -15,10 +15,10 @@ from cluster.clock import SYSTEM_CLOCK
 from cluster.events import read_events
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.crew.messages import Ended, Failed, Joined, Part, Parted, Pause, Paused
 from training.facts import DatasetFacts
 from training.loop import new_state
-from training.messages import Ended, Failed, Joined, Part, Parted, Pause, Paused
 from training.recipe import Recipe
 from training.run import prepare
 from training.tasks import build_task

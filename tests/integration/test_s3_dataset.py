@@ -11,11 +11,11 @@ from seaweed import Seaweed
 
 from cluster.errors import Conflict, NotFound, StorageError, TandemError
 from cluster.storage import open_store
-from training import samples
-from training.dataset import Dataset
-from training.importing import import_csv
-from training.patience import IMPATIENT, Patience
-from training.record import read_record
+from training.data import samples
+from training.data.dataset import Dataset
+from training.data.importing import import_csv
+from training.data.patience import IMPATIENT, Patience
+from training.data.record import read_record
 
 
 def test_a_csv_is_imported_to_s3_and_read_back_exactly(s3_env: Seaweed, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import LAYOUT, Restored, load_checkpoint, restore_model
+from training.checkpoints.checkpoint import LAYOUT, Restored, load_checkpoint, restore_model
 from training.loop import TrainState
 
 TESTS = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Training through Ray Train: killed or lent, workers lose and repeat nothing; a refused gate stops a model."""
+"""Training through Ray Train: killed or lent, workers lose and repeat nothing; a gate may refuse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.lending import coordinator_name
+from training.crew.lending import coordinator_name
 from training.progress import Progress
 from training.recipe import Recipe
 from training.run import train

@@ -16,7 +16,7 @@ from cluster.clock import SYSTEM_CLOCK
 from cluster.events import read_events
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import restore_model
+from training.checkpoints.checkpoint import restore_model
 from training.facts import DatasetFacts
 from training.recipe import Recipe
 from training.run import prepare

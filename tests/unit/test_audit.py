@@ -14,8 +14,8 @@ from cluster.cli import main
 from cluster.errors import Damaged, NotFound
 from cluster.runs import Run, RunRecord
 from cluster.storage import open_store
-from training.audit import Segment, audit, audit_epochs, ledger_problems
-from training.dataset import Dataset
+from training.data.audit import Segment, audit, audit_epochs, ledger_problems
+from training.data.dataset import Dataset
 
 ROWS = 100
 SEED = 5

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from training import cache as cache_module
-from training.cache import RowGroupCache
+from training.data import cache as cache_module
+from training.data.cache import RowGroupCache
 
 ONE_KIB_ROWS = 128
 
@@ -123,7 +123,7 @@ def test_where_it_is_and_where_it_is_not(tmp_path: Path) -> None:
 WRITER = """
 import sys, numpy as np, pyarrow as pa
 from pathlib import Path
-from training.cache import RowGroupCache
+from training.data.cache import RowGroupCache
 folder, limit, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(seed)
 print("began", flush=True)

@@ -261,7 +261,9 @@ def test_train_prints_its_result_last_and_tells_the_gate_by_its_exit_code(
 
     asked = {}
 
-    def train(recipe, *, address, show, take_over):  # what it does is tested where it is; here, what is asked of it
+    def train(
+        recipe, *, address, show, take_over
+    ):  # what it does is tested where it is; here, what is asked of it
         asked.update(run=recipe.run, workers=recipe.workers.max, address=address)
         return result(recipe.run, gate, store)
 

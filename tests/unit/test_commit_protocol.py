@@ -21,8 +21,8 @@ from cluster.errors import Conflict, NotFound, StorageError
 from cluster.manifest import Artifacts, FileEntry, Manifest, Writer, read_file
 from cluster.runs import Run
 from cluster.storage import Store
+from training.checkpoints.retention import Retention
 from training.recipe import Checkpointing
-from training.retention import Retention
 
 SCHEDULES = 2_000
 BATCHES = 8

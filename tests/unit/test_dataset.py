@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from cluster.errors import BadInput, Damaged, NotFound, TandemError
-from training import statistics
-from training.dataset import Dataset
-from training.record import RECORD_NAME, Record
+from training.data import statistics
+from training.data.dataset import Dataset
+from training.data.record import RECORD_NAME, Record
 
 
 def write(path: Path, columns: dict | pa.Table, group_rows: int = 10, **options) -> None:

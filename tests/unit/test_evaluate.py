@@ -14,12 +14,12 @@ import torch
 from sklearn import metrics as reference
 
 from cluster.errors import BadInput, NotFound
-from training.columns import model_arrays
-from training.dataset import Dataset
+from training.data.columns import model_arrays
+from training.data.dataset import Dataset
+from training.data.samples import write_breast_cancer, write_digits
 from training.evaluate import Evaluation, evaluate, evaluate_live
 from training.export import export
 from training.gate import Incomparable
-from training.samples import write_breast_cancer, write_digits
 from training.servable import Servable
 from training.task import Task
 from training.tasks import build_task

@@ -12,10 +12,10 @@ from PIL import Image
 from cluster.errors import BadInput, Conflict, NotFound, StorageError
 from cluster.storage import Store, open_store
 from training import importing, publish, samples
-from training.dataset import Dataset
-from training.importing import import_csv, import_images
-from training.record import read_record
-from training.split import split_rows
+from training.data.dataset import Dataset
+from training.data.importing import import_csv, import_images
+from training.data.record import read_record
+from training.data.split import split_rows
 
 CSV = "size,colour,zip,label\n" + "".join(
     f"{i if i % 5 else ''},{'red' if i % 2 else 'blue'},0{i % 7},{'yes' if i % 4 == 0 else 'no'}\n"

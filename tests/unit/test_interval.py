@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.interval import FIRST_S, LONGEST_S, SHORTEST_S, AutoInterval, next_save_s
+from training.checkpoints.interval import FIRST_S, LONGEST_S, SHORTEST_S, AutoInterval, next_save_s
 
 DAY_S = 86_400.0
 seconds = st.floats(0, 10_000)

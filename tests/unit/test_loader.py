@@ -18,10 +18,10 @@ from PIL import Image
 from cluster import images
 from cluster.errors import BadInput, StorageError
 from cluster.signature import ImageEncoding, Signature, Tensor
-from training import dataset as dataset_module
-from training.dataset import Dataset
-from training.loader import HostBatch, Loader
-from training.plan import Plan
+from training.data import dataset as dataset_module
+from training.data.dataset import Dataset
+from training.data.loader import HostBatch, Loader
+from training.data.plan import Plan
 from training.task import TARGET, Arrays, NoOptions, Task, Tensors
 
 ROWS = 103

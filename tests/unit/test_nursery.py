@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from training.messages import Leave, Ready, Spec, parse_saying, send
-from training.nursery import SINGLE_THREADED, receive_frame, send_frame
+from training.crew.messages import Leave, Ready, Spec, parse_saying, send
+from training.crew.nursery import SINGLE_THREADED, receive_frame, send_frame
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ class Keeper:
         self.control.settimeout(30)
         with theirs:
             self.nursery = subprocess.Popen(
-                [sys.executable, "-m", "training.nursery", str(theirs.fileno()), str(os.getpid()), life],
+                [sys.executable, "-m", "training.crew.nursery", str(theirs.fileno()), str(os.getpid()), life],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **SINGLE_THREADED, "PYTHONPATH": str(TESTS)},
             )

@@ -13,8 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import BadInput
-from training.arena import FILE_BYTES, Arena, reserved_bytes
-from training.pieces import Held, Part, Piece, fill, held_model, held_state, hold, overlaps, share, split
+from training.checkpoints.arena import FILE_BYTES, Arena, reserved_bytes
+from training.checkpoints.pieces import (
+    Held,
+    Part,
+    Piece,
+    fill,
+    held_model,
+    held_state,
+    hold,
+    overlaps,
+    share,
+    split,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 SHAPES = st.one_of(

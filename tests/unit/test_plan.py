@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.plan import BatchRange, Plan, rank_slice
-from training.share import Share
+from training.data.plan import BatchRange, Plan, rank_slice
+from training.data.share import Share
 
 GROUPS = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
 PLANS = st.builds(

@@ -14,8 +14,8 @@ from cluster.manifest import FileEntry, Manifest, Writer, read_file
 from cluster.pins import Pins
 from cluster.runs import Run
 from cluster.storage import Store, memory_store
+from training.checkpoints.retention import Retention
 from training.recipe import Checkpointing
-from training.retention import Retention
 
 ME = Writer(epoch=2, generation=1)
 OLDER = Writer(epoch=1, generation=7)

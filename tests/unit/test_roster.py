@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from simulated_crew import World
 
 from cluster.errors import BadInput, RunFailed
-from training.messages import Failed, Joined, Parted, Ready, error_fields
-from training.roles import End, Exit, Hire, Kill, Note, Outcome, Rules, Seat, Tell
-from training.roster import Roster
+from training.crew.messages import Failed, Joined, Parted, Ready, error_fields
+from training.crew.roles import End, Exit, Hire, Kill, Note, Outcome, Rules, Seat, Tell
+from training.crew.roster import Roster
 
 RULES = Rules(run="r", attempt="a", min_workers=1, max_workers=3, max_failures=50, same_step_failures=50)
 NODES = {"n0": 2, "n1": 1}

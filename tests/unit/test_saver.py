@@ -22,10 +22,10 @@ from cluster.errors import Conflict, Damaged, StorageError, TandemError
 from cluster.manifest import Manifest, Writer
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoint import CheckpointMeta, restore, restore_model
+from training.checkpoints.checkpoint import CheckpointMeta, restore, restore_model
+from training.checkpoints.saver import Saver, Stage
 from training.loop import TrainState
 from training.recipe import Checkpointing
-from training.saver import Saver, Stage
 
 WITHIN_S = 30.0
 FIRST = Writer(epoch=1, generation=0)
@@ -365,7 +365,7 @@ def test_closing_waits_for_nobody(group: list[Member], stages: list[Stage]) -> N
 def test_a_newer_snapshot_takes_the_place_of_one_that_is_stuck(
     stages: list[Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.saver._PATIENCE_S", 0.1)
+    monkeypatch.setattr("training.checkpoints.saver._PATIENCE_S", 0.1)
     obstacle = tmp_path / "runs"
     obstacle.write_text("in the way")
     member = Member(stages[0], tmp_path)
@@ -387,7 +387,7 @@ def test_the_uploader_ends_with_its_trainer() -> None:
     """A trainer that is killed closes nothing and says nothing."""
     script = """
 import sys, time
-from training.stage import Stage
+from training.checkpoints.stage import Stage
 stage = Stage()
 stage.prepare(4096)
 stage._uploader._started.wait(30)
@@ -408,5 +408,5 @@ def test_the_uploader_is_light_and_modest(stages: list[Stage]) -> None:
     stages[0].prepare(4096)
     process = uploader_of(stages[0])
     assert process.nice() == 19
-    code = "import sys, training.uploader; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.checkpoints.uploader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0

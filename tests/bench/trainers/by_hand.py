@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from training.dataset import Dataset as TandemDataset
+from training.data.dataset import Dataset as TandemDataset
 from training.loop import new_state
 from training.recipe import Recipe
 from training.schedule import learning_rate

@@ -1,9 +1,9 @@
-"""What went wrong in a run, and when it is enough. A part of `training.roster`, which owns it."""
+"""What went wrong in a run, and when it is enough. A part of `training.crew.roster`, which owns it."""
 
 from __future__ import annotations
 
 from cluster.errors import RunFailed, TandemError
-from training.roles import Rules
+from training.crew.roles import Rules
 
 
 class Troubles:

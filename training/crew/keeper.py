@@ -5,7 +5,7 @@ placing workers. Members talk to it by sockets; it talks to the coordinator by a
 at a time in each direction, so that nothing is overtaken. It decides nothing.
 
 If the coordinator is gone, or can't be reached for `LOST_S`, the keeper kills its members: somebody else
-may have replaced them by then. If the keeper is gone, the kernel does (`training.nursery`).
+may have replaced them by then. If the keeper is gone, the kernel does (`training.crew.nursery`).
 
 Knows Ray; never imports torch.
 """
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from training.nursery import SINGLE_THREADED, receive_frame, send_frame
+from training.crew.nursery import SINGLE_THREADED, receive_frame, send_frame
 
 HEARTBEAT_S = 1.0
 LOST_S = 30.0
@@ -37,7 +37,7 @@ class Keeper:
     """An asyncio actor, pinned to its node.
 
     Args:
-        coordinator: the handle of a `training.crew.Coordinator`.
+        coordinator: the handle of a `training.crew.coordinator.Coordinator`.
         node: the id of the node it is on.
         life: what members live by, as `module:function`.
     """
@@ -48,7 +48,7 @@ class Keeper:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._nursery = subprocess.Popen(
-                [sys.executable, "-m", "training.nursery", str(theirs.fileno()), str(os.getpid()), life],
+                [sys.executable, "-m", "training.crew.nursery", str(theirs.fileno()), str(os.getpid()), life],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **SINGLE_THREADED, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -1,7 +1,7 @@
 """Commits checkpoints of one group's state while training goes on. Every rank has one; all save alike.
 
 `save` copies this rank's share into the arena and returns. A thread then has the uploader put the files,
-tells the other ranks (training.exchange), and on rank 0 writes the layout and, last, the manifest. A
+tells the other ranks, and on rank 0 writes the layout and, last, the manifest. A
 store that fails costs a checkpoint, not the run. A newer writer ends the run for this one: `Conflict`.
 
 Knows nothing of processes that come and go; whoever does closes this saver and makes another.
@@ -28,14 +28,14 @@ from cluster.errors import Conflict, StorageError, TandemError, shown
 from cluster.manifest import FileEntry, Manifest, Writer
 from cluster.retry import retried
 from cluster.runs import Run
-from training.arena import reserved_bytes
-from training.checkpoint import LAYOUT, CheckpointMeta, Layout
-from training.exchange import Exchange, Left, Report, Told, Verdict
+from training.checkpoints.arena import reserved_bytes
+from training.checkpoints.checkpoint import LAYOUT, CheckpointMeta, Layout
+from training.checkpoints.exchange import Exchange, Left, Report, Told, Verdict
+from training.checkpoints.pieces import OPTIMIZER, Held, Piece, Spec, held_state, hold, share
+from training.checkpoints.retention import Retention
+from training.checkpoints.stage import Snapshot, Stage
 from training.loop import TrainState
-from training.pieces import OPTIMIZER, Held, Piece, Spec, held_state, hold, share
 from training.recipe import Checkpointing
-from training.retention import Retention
-from training.stage import Snapshot, Stage
 
 __all__ = ["Saver", "Stage"]
 

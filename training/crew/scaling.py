@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
     TrainAutoscalingCoordinatorClient,
 )
 
-from training.roles import Resize
+from training.crew.roles import Resize
 
 _PATIENCE_S = 0.2
 """How long a round may wait for an answer while there are no workers."""
@@ -37,7 +37,7 @@ class CrewPolicy(ScalingPolicy):  # type: ignore[misc] # Ray's own types are not
 
     Args:
         scaling_config: Ray Train's.
-        coordinator: the handle of a `training.crew.Coordinator`.
+        coordinator: the handle of a `training.crew.coordinator.Coordinator`.
         elastic: whether the number of workers may vary; then an autoscaler is asked for the most.
     """
 

@@ -21,7 +21,7 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.config import Frozen
 from cluster.errors import Conflict, StorageError, TandemError, shown
 from cluster.manifest import FileEntry
-from training.pieces import Piece
+from training.checkpoints.pieces import Piece
 
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1

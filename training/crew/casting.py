@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from training.roles import Member, Seat
+from training.crew.roles import Member, Seat
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The coordinator: one actor of a run, which decides who trains, and tells the driver what happens.
 
-What is decided stands in `training.roster`, which is pure; here are the clock, the keepers, Ray's own view
+What is decided stands in the roster, which is pure; here are the clock, the keepers, Ray's own view
 of the cluster, and those who ask: Ray Train's workers (`attend`), its policy (`room`, `wanted`), the driver
 (`news`) and people (`lend`, `take_back`, `status`). If it dies, so does the run; the same command
 continues it.
@@ -24,11 +24,9 @@ from cluster.errors import TandemError
 from cluster.events import EventWriter
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.keeper import Keeper
-from training.messages import Leave, parse_saying
-from training.metrics import RunMetrics
-from training.progress import Progress
-from training.roles import (
+from training.crew.keeper import Keeper
+from training.crew.messages import Leave, parse_saying
+from training.crew.roles import (
     Decision,
     End,
     Exit,
@@ -44,7 +42,9 @@ from training.roles import (
     Seat,
     Tell,
 )
-from training.roster import Roster
+from training.crew.roster import Roster
+from training.metrics import RunMetrics
+from training.progress import Progress
 
 TICK_S = 0.25
 SURVEY_S = 1.0
@@ -62,7 +62,7 @@ class Plan:
     store: str
     """Where the run's events go."""
     spec: dict[str, Any]
-    """Of every member, but for its name and devices (`training.messages.Spec`)."""
+    """Of every member, but for its name and devices (`training.crew.messages.Spec`)."""
     worker: dict[str, float]
     """Ray's resources of one worker."""
     life: str

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from cluster.errors import Conflict
 from cluster.storage import Location, Store, open_store
-from training.dataset import Dataset
-from training.record import RECORD_NAME, Record
+from training.data.dataset import Dataset
+from training.data.record import RECORD_NAME, Record
 
 SPLITS = ("train", "eval")
 GROUP_ROWS = 65_536

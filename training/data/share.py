@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.plan import BatchRange, Plan, rank_slice
+from training.data.plan import BatchRange, Plan, rank_slice
 
 
 @dataclass(frozen=True)

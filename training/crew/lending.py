@@ -1,6 +1,6 @@
 """Asking a run that trains now, from outside of it: lend workers, take them back, say how it stands.
 
-The run's coordinator (`training.crew`) is an actor with a name; this finds it, on the cluster that is named
+The run's coordinator is an actor with a name; this finds it, on the cluster that is named
 or on any local Ray of this machine. Knows nothing of how workers are freed.
 """
 

@@ -6,7 +6,7 @@ Rank 0's alone; the other ranks are told (training.agree).
 from __future__ import annotations
 
 from cluster.clock import Clock
-from training.interval import AutoInterval
+from training.checkpoints.interval import AutoInterval
 from training.recipe import Checkpointing
 
 

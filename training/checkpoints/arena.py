@@ -1,6 +1,6 @@
 """Memory that holds one rank's share of a checkpoint as the very bytes of its files.
 
-A memfd, so that a process beside the trainer (`training.uploader`) reads it without a copy. Each file
+A memfd, so that a process beside the trainer (the uploader) reads it without a copy. Each file
 is a safetensors file of at most 32 MiB, laid out in place: header, then pieces. A snapshot is then
 nothing but copies into memory that is there already, which is all that training waits for.
 
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.pieces import MODEL, OPTIMIZER, Part, Piece, Spec, split
+from training.checkpoints.pieces import MODEL, OPTIMIZER, Part, Piece, Spec, split
 
 FILE_BYTES = 32 * 1024 * 1024
 """The most that a file's tensors take, unless a single row of one takes more."""
@@ -99,7 +99,7 @@ class Arena:
         """Copy a share into the arena, replacing what was there, as files of safetensors.
 
         Args:
-            parts: what `training.pieces.share` gave this rank.
+            parts: what `training.checkpoints.pieces.share` gave this rank.
             rank: stands in the names of the files.
 
         Returns:

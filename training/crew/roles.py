@@ -1,7 +1,7 @@
 """The words of the roster: what it is told of places and processes, and what it decides.
 
 Frozen values, so that a schedule of events can be written down, replayed and compared
-(`training.roster`). Knows neither Ray nor torch nor time.
+(`training.crew.roster`). Knows neither Ray nor torch nor time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import TandemError
-from training.messages import Join, Leave, Part, Pause
+from training.crew.messages import Join, Leave, Part, Pause
 
 
 @dataclass(frozen=True, slots=True)

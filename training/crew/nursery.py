@@ -1,8 +1,8 @@
 """A small process on each node that has imported what a training process needs, and forks them.
 
 A fork takes milliseconds where a new interpreter with torch takes seconds, so a lost worker is replaced
-almost at once. It is started as `python -m training.nursery FD PARENT LIFE`, FD being its end of a stream
-socket to the keeper (`training.keeper`), and talks in frames: four bytes of length, then JSON.
+almost at once. It is started as `python -m training.crew.nursery FD PARENT LIFE`, FD being its end of a
+stream socket to the keeper, and talks in frames: four bytes of length, then JSON.
 A frame that asks for a member carries one more socket, by which that member is spoken to.
 
     keeper → nursery   {"hire": Spec} + the member's socket
@@ -35,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.messages import Spec
+from training.crew.messages import Spec
 
 DEFAULT_LIFE = "training.member:live"
 SINGLE_THREADED = {
@@ -173,7 +173,7 @@ class _Nursery:
             [
                 sys.executable,
                 "-m",
-                "training.nursery",
+                "training.crew.nursery",
                 "--member",
                 str(channel_fd),
                 str(os.getpid()),

@@ -1,6 +1,6 @@
 """Where a run's processes may be: seats, nodes, loans, and what Ray Train is asked to hold instead.
 
-A part of `training.roster`, which owns it. Knows nothing of processes but which nodes they work on.
+A part of `training.crew.roster`, which owns it. Knows nothing of processes but which nodes they work on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from cluster.errors import BadInput
-from training.roles import Member, Resize, Rules, Seat
+from training.crew.roles import Member, Resize, Rules, Seat
 
 _GROWS_AFTER_S = 2.0
 """Room has to be there for so long before it is asked for: what others start and end at once is no room."""

@@ -1,6 +1,6 @@
 """What a checkpoint consists of, and how it becomes training state again, at any number of workers.
 
-    model-RRRRR-NNN.safetensors        pieces of parameters and buffers (training.pieces), by rank
+    model-RRRRR-NNN.safetensors        pieces of parameters and buffers (training.checkpoints.pieces), by rank
     optimizer-RRRRR-NNN.safetensors    pieces of the optimizer's tensors
     layout.json                        every tensor's dtype and shape, and which file has which rows
 
@@ -9,7 +9,7 @@ ledger of row ranges consumed along the committed line. Random state is not stor
 random number is a function of the step (training.loop).
 
 Files are read side by side, each verified before any of it is used, and only those that hold rows which
-this rank needs. Writing is `training.saver`'s business.
+this rank needs. Writing is `training.checkpoints.saver`'s business.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from cluster.config import Frozen
 from cluster.errors import Damaged, shown
 from cluster.manifest import Artifacts, Manifest
+from training.checkpoints.pieces import MODEL, OPTIMIZER, Held, Piece, Spec, fill, held_model, hold, overlaps
 from training.loop import TrainState
-from training.pieces import MODEL, OPTIMIZER, Held, Piece, Spec, fill, held_model, hold, overlaps
 
 LAYOUT = "layout.json"
 _FILES_AT_ONCE = 4

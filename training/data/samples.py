@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.publish import publish_again, published
-from training.split import split_rows
+from training.data.publish import publish_again, published
+from training.data.split import split_rows
 
 _EVAL_FRACTION = 0.2
 _SEED = 0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import Damaged, NotFound, shown
 from cluster.runs import Run
-from training.dataset import Dataset
-from training.plan import Plan
+from training.data.dataset import Dataset
+from training.data.plan import Plan
 from training.recipe import Recipe
 
 NAMED_ROWS = 1000

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from cluster.errors import StorageError, shown
 from cluster.manifest import FileEntry
-from training.arena import Arena, ArenaFile
-from training.pieces import Part
-from training.uploader import SAYINGS, Source, Trouble, Upload
+from training.checkpoints.arena import Arena, ArenaFile
+from training.checkpoints.pieces import Part
+from training.checkpoints.uploader import SAYINGS, Source, Trouble, Upload
 
 OnTrouble = Callable[[StorageError], None]
 Entries = dict[str, FileEntry]
@@ -221,7 +221,7 @@ class _Uploader:
 
     def _start(self) -> None:
         path = os.pathsep.join(p for p in (str(_SOURCES), os.environ.get("PYTHONPATH")) if p)
-        command = [sys.executable, "-m", "training.uploader"]
+        command = [sys.executable, "-m", "training.checkpoints.uploader"]
         self._process = subprocess.Popen(
             [*command, "--arena", str(self._arena_fd), "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,

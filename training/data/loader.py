@@ -33,10 +33,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from training.columns import input_array, model_input, target_array
-from training.dataset import Dataset
-from training.plan import BatchRange, Plan, PlanWindow
-from training.share import Share
+from training.data.columns import input_array, model_input, target_array
+from training.data.dataset import Dataset
+from training.data.plan import BatchRange, Plan, PlanWindow
+from training.data.share import Share
 from training.task import TARGET, Arrays, Task
 
 _ROWS_PER_JOB = 32

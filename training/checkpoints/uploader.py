@@ -1,6 +1,6 @@
-"""The process beside a trainer that puts its snapshots into the store: `python -m training.uploader`.
+"""The process beside a trainer that puts its snapshots into the store.
 
-It maps the trainer's arena (`training.arena`; the file descriptor is inherited), takes orders as JSON
+It maps the trainer's arena (the file descriptor is inherited), takes orders as JSON
 lines on stdin and answers on stdout. Per file: SHA-256, then a put, several files at once. A failing
 store is tried again until the order's deadline, with pauses that grow and differ, and each failure is
 told. It ends with its trainer: at the end of stdin, and by the kernel's signal if that is held open.
@@ -8,7 +8,7 @@ told. It ends with its trainer: at the end of stdin, and by the kernel's signal 
 A process and not a thread, because hashing and sending hold Python's lock now and then, which a step
 would feel, and because a process can be given a lower priority. It imports no torch.
 
-What keeps steps undisturbed: see `training.stage`, which starts it.
+What keeps steps undisturbed: see `training.checkpoints.stage`, which starts it.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """What `python -m training.uploader --arena FD --parent PID` does."""
+    """What `python -m training.checkpoints.uploader --arena FD --parent PID` does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--arena", type=int, required=True, help="file descriptor of the arena")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")

@@ -32,8 +32,8 @@ from ray.train.v2._internal.execution.worker_group import state as worker_group_
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from training.attend import Attendant, Errand
-from training.scaling import CrewPolicy
+from training.crew.attend import Attendant, Errand
+from training.crew.scaling import CrewPolicy
 
 _SETTINGS = {
     HEALTH_CHECK_INTERVAL_S_ENV_VAR: "0.25",
@@ -111,7 +111,7 @@ class Placement:
 
     Args:
         run_name: what Ray's tools call it.
-        coordinator: the handle of a `training.crew.Coordinator`.
+        coordinator: the handle of a `training.crew.coordinator.Coordinator`.
         workers: how many at least and at most.
         resources: Ray's, of one worker.
         folder: an empty one, for what Ray Train writes.

@@ -26,7 +26,7 @@ from pyarrow import fs
 from pyarrow import types as pat
 
 from cluster.errors import BadInput, Damaged, NotFound, StorageError, shown
-from training.patience import Patience
+from training.data.patience import Patience
 
 SUFFIXES = (".parquet", ".pq")
 _TAIL_BYTES = 64 * 1024

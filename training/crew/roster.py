@@ -1,7 +1,7 @@
 """Who is in the group, and what is done when that has to change: the coordinator's state machine.
 
-Told of seats, processes, sayings and time, it answers with decisions (`training.roles`), which the
-coordinator carries out (`training.crew`). One generation follows another:
+Told of seats, processes, sayings and time, it answers with decisions (`training.crew.roles`), which the
+coordinator carries out (`training.crew.coordinator`). One generation follows another:
 
     hosting → joining → training → pausing (all stopped after one step, state in memory) ─┐
         ▲          └──────────────→ breaking (a member was lost, the others part) ────────┤
@@ -18,8 +18,8 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.errors import TandemError
-from training.casting import Cast, cast
-from training.messages import (
+from training.crew.casting import Cast, cast
+from training.crew.messages import (
     Beat,
     Ended,
     Failed,
@@ -35,8 +35,8 @@ from training.messages import (
     Told,
     error_from,
 )
-from training.places import Places
-from training.roles import (
+from training.crew.places import Places
+from training.crew.roles import (
     Decision,
     End,
     Exit,
@@ -53,7 +53,7 @@ from training.roles import (
     Seat,
     Tell,
 )
-from training.troubles import Troubles
+from training.crew.troubles import Troubles
 
 Heard = Ready | Hosting | Joined | Beat | Told | Parted | Paused | Ended | Failed
 _SOURCES = {"memory": "from memory", "store": "from the newest checkpoint", "fresh": "from the start"}

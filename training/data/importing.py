@@ -26,9 +26,9 @@ from cluster import images
 from cluster.config import Frozen
 from cluster.errors import BadInput, NotFound, StorageError, TandemError, shown
 from cluster.storage import Location, arrow_filesystem
-from training.publish import GROUP_BYTES, Published, check_free, publish
-from training.split import split_rows
-from training.statistics import MAX_INTEGER_CLASSES
+from training.data.publish import GROUP_BYTES, Published, check_free, publish
+from training.data.split import split_rows
+from training.data.statistics import MAX_INTEGER_CLASSES
 
 _FEWEST_ROWS_A_CLASS = 5
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -5,7 +5,7 @@ row of the first. Opening reads the footers only. The fingerprint covers each fi
 footer (which holds rows, row groups, schema, offsets and the statistics of every column), so it
 changes when a file is added, removed or rewritten; it is not a hash of every byte.
 
-Columns come as `training.parquet` says: strings and bytes as their `large_` types.
+Columns come as `training.data.parquet` says: strings and bytes as their `large_` types.
 Knows nothing of batches, tasks or workers.
 """
 
@@ -25,13 +25,13 @@ from pyarrow import fs
 
 from cluster.errors import BadInput, StorageError
 from cluster.storage import Location, arrow_filesystem
-from training.cache import RowGroupCache
+from training.data.cache import RowGroupCache
+from training.data.parquet import DataFile, find_files, open_file, read_footers, read_group
+from training.data.patience import IMPATIENT, Patience
+from training.data.plan import Plan
+from training.data.record import read_record
+from training.data.statistics import check_label, merged, new_summaries, summarised
 from training.facts import DatasetFacts
-from training.parquet import DataFile, find_files, open_file, read_footers, read_group
-from training.patience import IMPATIENT, Patience
-from training.plan import Plan
-from training.record import read_record
-from training.statistics import check_label, merged, new_summaries, summarised
 
 CACHE_BYTES = 64 * 1024 * 1024
 WINDOW_BYTES = 64 * 1024 * 1024
@@ -104,7 +104,7 @@ class Dataset:
         Args:
             cache_bytes: how much of what was read last is kept in memory.
             disk_bytes: how much this machine's disk may keep of remote datasets, this one and others
-                (training.cache); none of a local one is kept.
+                (training.data.cache); none of a local one is kept.
             patience: with a remote store that fails; a local one is not asked again.
 
         Raises:
