@@ -152,11 +152,14 @@ def test_members_without_resources_stop_in_the_end_and_go_on_from_memory() -> No
     w = world(steps=150)
 
     def lose() -> None:
-        w.taken = {"n0": 2, "n1": 1}
+        w.taken.update({"n0": 2, "n1": 1})
         w.lose_attendant()
 
+    def give_back() -> None:
+        w.taken = {}
+
     at(w, 15, lose)
-    at(w, 80, w.taken.clear)
+    at(w, 80, give_back)
     w.run(400)
     assert isinstance(w.end, Outcome)
     assert w.redone <= 1
