@@ -123,7 +123,10 @@ class Worker:
             control.phase, control.waiting = "waiting", False
             self._account.switch("restart")
             teller.tell(generation=group.generation, rank=group.rank, final=ended)
-            events.flush()
+            if ended:
+                events.flush()
+            else:
+                events.request_flush()  # the others wait for this one, and must not wait for the store
 
     def close(self) -> None:
         """Let go of what outlives groups."""
