@@ -40,6 +40,15 @@ ROWS, WIDTH = 4096, 32
 AIM = 1.5
 STEPS = 4
 """A peer ends after so many; how long it goes on doesn't matter here."""
+STAGES = (
+    ("the driver's imports, but torch", ("reading the data",)),
+    ("checks of recipe and data, for which the driver imports torch", ("starting workers",)),
+    ("connecting; coordinator and keeper placed", ("process ray::Keeper",)),
+    ("the driver imports Ray Train; its controller placed", ("process ray::_Controller",)),
+    ("Ray Train's workers placed, seats taken", ("process ray::Attendant.run_train_fn",)),
+    ("training processes forked (once torch is imported there), group and state", ("event attempt-started",)),
+)
+"""What comes one after the other on the way to the first step, and by what its end is known."""
 _WATCH_EVERY_S = 0.03
 
 
@@ -49,7 +58,11 @@ class Start:
 
     first_step_s: float
     parts: dict[str, float] = field(default_factory=dict)
-    """When each stage was reached."""
+    """When each sign of a stage was first seen."""
+
+    def reached_s(self, signs: tuple[str, ...]) -> float | None:
+        """When the first of these signs was seen, each the beginning of a part's name."""
+        return min((at_s for part, at_s in self.parts.items() if part.startswith(signs)), default=None)
 
 
 class Bench:
@@ -181,15 +194,17 @@ def compare(bench: Bench, pairs: int, report: Report) -> None:
 
 
 def stages_of(starts: list[Start]) -> list[Measure]:
-    """Every stage that all starts went through, in order of time."""
-    shared = [stage for stage in starts[0].parts if all(stage in start.parts for start in starts)]
-    values = {stage: tuple(start.parts[stage] for start in starts) for stage in shared}
-    ordered = sorted(shared, key=lambda stage: values[stage])
-    measures = [Measure(f"s from the command: {stage}", values[stage]) for stage in ordered]
-    return [
-        *measures,
-        Measure("s from the command: the first step's end", tuple(s.first_step_s for s in starts)),
-    ]
+    """How long each stage took, in order; one that wasn't seen in every start is left to the next."""
+    measures, before_s = [], [0.0] * len(starts)
+    for stage, signs in STAGES:
+        reached_s = [start.reached_s(signs) for start in starts]
+        if all(at_s is not None for at_s in reached_s):
+            ends_s = [at_s or 0.0 for at_s in reached_s]
+            took_s = tuple(end_s - start_s for end_s, start_s in zip(ends_s, before_s, strict=True))
+            measures.append(Measure(f"s: {stage}", took_s))
+            before_s = ends_s
+    last_s = tuple(start.first_step_s - at_s for start, at_s in zip(starts, before_s, strict=True))
+    return [*measures, Measure("s: the first step", last_s)]
 
 
 def main() -> int:
