@@ -24,6 +24,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -47,6 +48,7 @@ SINGLE_THREADED = {
 """Keeps libraries from starting threads while they are imported. What a member may use it sets itself."""
 _HEADER_BYTES = 4
 _PR_SET_PDEATHSIG = 1
+_TIED_WITHIN_S = 10.0
 
 
 def send_frame(channel: socket.socket, message: dict[str, Any], passed: socket.socket | None = None) -> None:
@@ -137,14 +139,19 @@ class _Nursery:
     def _hire(self, message: dict[str, Any], channel_fd: int | None) -> None:
         assert channel_fd is not None, "a request for a member carries its socket"
         spec = Spec.model_validate(message["hire"])
-        pid = self._fork(spec, channel_fd) if self._forks else self._spawn(spec, channel_fd)
+        tied, theirs = os.pipe()
+        pid = self._fork(spec, channel_fd, theirs) if self._forks else self._spawn(spec, channel_fd, theirs)
+        os.close(theirs)
         os.close(channel_fd)
+        # Nobody hears of a member, and so could stop it, before it is bound to end with this process.
+        select.select([tied], [], [], _TIED_WITHIN_S)
+        os.close(tied)
         process = os.pidfd_open(pid)
         self._children[process] = (spec.member, pid)
         self._selector.register(process, selectors.EVENT_READ)
         send_frame(self._control, {"born": spec.member, "pid": pid})
 
-    def _fork(self, spec: Spec, channel_fd: int) -> int:
+    def _fork(self, spec: Spec, channel_fd: int, tied: int) -> int:
         nursery_pid = os.getpid()
         pid = os.fork()
         if pid:
@@ -153,6 +160,7 @@ class _Nursery:
         try:
             os.setsid()
             _die_with(nursery_pid)
+            os.close(tied)
             self._selector.close()
             self._control.close()
             for process in self._children:
@@ -167,8 +175,7 @@ class _Nursery:
                 sys.stderr.flush()
             os._exit(code)
 
-    def _spawn(self, spec: Spec, channel_fd: int) -> int:
-        os.set_inheritable(channel_fd, True)
+    def _spawn(self, spec: Spec, channel_fd: int, tied: int) -> int:
         child = subprocess.Popen(
             [
                 sys.executable,
@@ -178,8 +185,9 @@ class _Nursery:
                 str(channel_fd),
                 str(os.getpid()),
                 self._life,
+                str(tied),
             ],
-            pass_fds=[channel_fd],
+            pass_fds=[channel_fd, tied],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -218,6 +226,7 @@ def _member_main(arguments: list[str]) -> None:
     """A member that wasn't forked: it imports everything anew, and reads its Spec from stdin."""
     channel_fd, parent_pid, life = int(arguments[0]), int(arguments[1]), arguments[2]
     _die_with(parent_pid)
+    os.close(int(arguments[3]))
     spec = Spec.model_validate_json(sys.stdin.buffer.read())
     os.environ.update(spec.environment)  # some libraries read theirs while they are imported
     _begin(_load(life), spec, socket.socket(fileno=channel_fd))
