@@ -41,8 +41,8 @@ AIM = 1.5
 STEPS = 4
 """A peer ends after so many; how long it goes on doesn't matter here."""
 STAGES = (
-    ("the driver's imports, but torch", ("reading the data",)),
-    ("checks of recipe and data, for which the driver imports torch", ("starting workers",)),
+    ("the driver's imports, torch among them", ("reading the data",)),
+    ("checks of recipe and data, the lease", ("starting workers",)),
     ("connecting; coordinator and keeper placed", ("process ray::Keeper",)),
     ("the driver imports Ray Train; its controller placed", ("process ray::_Controller",)),
     ("Ray Train's workers placed, seats taken", ("process ray::Attendant.run_train_fn",)),
