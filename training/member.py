@@ -85,7 +85,7 @@ class _Member:
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
         self._say(Ready(pid=os.getpid()))
-        worker: Worker | None = None
+        worker = self._early_worker()
         while (join := self._joins.get()) is not None:
             self._generation = join.generation
             self._control.pause = self._control.pause_saves = False
@@ -101,6 +101,12 @@ class _Member:
                     self._bond = None
         if worker is not None:
             worker.close()
+
+    def _early_worker(self) -> Worker | None:
+        """Made while the others are still being called together. What goes wrong is told when it is needed."""
+        with contextlib.suppress(Exception):
+            return self._worker()
+        return None
 
     def _worker(self) -> Worker:
         return Worker(
