@@ -103,7 +103,7 @@ class _Member:
             worker.close()
 
     def _early_worker(self) -> Worker | None:
-        """Made while the others are still being called together. What goes wrong is told when it is needed."""
+        """Made while the others are being called together. What goes wrong is told when it is needed."""
         with contextlib.suppress(Exception):
             return self._worker()
         return None
