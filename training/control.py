@@ -27,3 +27,5 @@ class Control:
     phase: str = "starting"
     on_joined: Callable[[int, Source], None] = field(default=lambda step, source: None)
     """Called once a generation has one state, with its step."""
+    on_part: Callable[[], None] = field(default=lambda: None)
+    """Set by the worker: makes it stop waiting for ranks that are gone."""

@@ -74,35 +74,40 @@ def reach_store(host: str, port: int, world: int) -> TCPStore:
 
 
 class Bond:
-    """This process's membership in the process group that it formed with the others.
+    """This process's membership in one process group. Make it before the group's store is reached."""
 
-    Raises:
-        RuntimeError: not everyone came, or someone has gone again.
-    """
+    def __init__(self) -> None:
+        self._before = _open_sockets()
+        self._sockets: set[int] | None = None
 
-    def __init__(self, group: Group, device: torch.device, patience_s: float) -> None:
-        """`patience_s` is how long one exchange may take, before it fails by itself."""
-        self._sockets: list[int] = []
-        if group.store is None:
-            return
-        before = _open_sockets()
-        group.store.set_timeout(timedelta(seconds=JOINED_WITHIN_S))
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=group.store,
-            rank=group.rank,
-            world_size=group.world,
-            timeout=timedelta(seconds=patience_s),
-        )
-        if device.type == "cpu":
-            self._sockets = sorted(_open_sockets() - before)
+    def form(self, group: Group, device: torch.device, patience_s: float) -> None:
+        """Form the process group with the others.
+
+        Args:
+            patience_s: how long one exchange may take, before it fails by itself.
+
+        Raises:
+            RuntimeError: not everyone came, or someone has gone again.
+        """
+        if group.store is not None:
+            group.store.set_timeout(timedelta(seconds=JOINED_WITHIN_S))
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=group.store,
+                rank=group.rank,
+                world_size=group.world,
+                timeout=timedelta(seconds=patience_s),
+            )
+        self._sockets = _open_sockets() - self._before
 
     def abort(self) -> None:
         """Make whatever waits in an exchange fail, from any thread. A peer that is cut off closes nothing.
 
-        Gloo's own abort leaves a wait that has begun as it is (torch 2.13), so its connections are cut.
+        Gloo's own abort leaves a wait that has begun as it is (torch 2.13), so its connections are cut; while
+        the group is being formed, all that were opened since.
         """
-        for number in self._sockets:
+        forming = self._sockets is None
+        for number in _open_sockets() - self._before if forming else self._sockets or ():
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
                 if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -150,8 +155,9 @@ def from_environment(device: torch.device, clock: Clock) -> Iterator[Group]:
     if formed:
         yield group
         return
-    bond = Bond(group, device, ALONE_PATIENCE_S)
+    bond = Bond()
     try:
+        bond.form(group, device, ALONE_PATIENCE_S)
         yield group
     finally:
         bond.dissolve()

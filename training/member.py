@@ -50,6 +50,7 @@ from training.recipe import Recipe
 from training.worker import Worker, worker_device
 
 BEAT_EVERY_S = 1.0
+_STORE_PHASES = ("restoring", "saving", "committing")
 _PATIENCE_MARGIN_S = 60.0
 _MISTAKES = (
     TypeError,
@@ -80,6 +81,8 @@ class _Member:
         self._control = Control()
         self._generation = 0
         self._bond: Bond | None = None
+        self._parted = 0
+        """The newest generation that is known to be broken."""
 
     def live(self) -> None:
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
@@ -119,6 +122,9 @@ class _Member:
         )
 
     def _take_part(self, worker: Worker, join: Join) -> None:
+        bond = self._bond = Bond()
+        if self._parted >= join.generation:
+            raise dist.DistNetworkError("the group broke before it was formed")
         store = None
         if join.world > 1:
             self._control.phase = "joining"
@@ -129,7 +135,7 @@ class _Member:
                 self._say(Hosting(generation=join.generation, port=store.port))
         group = Group(join.rank, join.world, join.generation, join.attempt, store)
         patience_s = self._recipe.faults.stuck_s + _PATIENCE_MARGIN_S
-        self._bond = Bond(group, worker_device(self._recipe), patience_s)
+        bond.form(group, worker_device(self._recipe), patience_s)
         self._control.on_joined = lambda step, source: self._say(
             Joined(generation=join.generation, step=step, source=source)
         )
@@ -142,7 +148,7 @@ class _Member:
             )
 
     def _tell(self, error: Exception) -> None:
-        if _lost_a_peer(error):
+        if _lost_a_peer(error) or self._parted >= self._generation:
             said = shown(str(error).split("\n", 1)[0])
             self._say(Parted(generation=self._generation, step=self._control.step, why=said))
             # The traceback holds the broken group's buckets and hooks; the state must be free of them.
@@ -171,6 +177,8 @@ class _Member:
         pause = threading.Event()
         control = self._control
         while not pause.wait(BEAT_EVERY_S):
+            if control.phase in _STORE_PHASES:
+                control.progress += 1  # it waits for a store, which has deadlines of its own: no hang
             self._say(
                 Beat(
                     generation=self._generation,
@@ -198,9 +206,12 @@ class _Member:
             case Pause() if order.generation == self._generation:
                 self._control.pause_saves = order.save or self._recipe.strategy == "fsdp"
                 self._control.pause = True
-            case Part() if order.generation == self._generation:
-                if (bond := self._bond) is not None:
-                    bond.abort()
+            case Part() if order.generation >= self._generation:
+                self._parted = order.generation
+                if order.generation == self._generation:
+                    if (bond := self._bond) is not None:
+                        bond.abort()
+                    self._control.on_part()
             case _:
                 pass  # of a generation that has passed
 

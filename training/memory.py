@@ -27,6 +27,8 @@ from training.sharding import shard
 from training.task import Task
 
 _LINE_KEY = "line"
+_SKIPS_KEY = "skips"
+_NONE_READABLE = -1
 
 
 class Memory:
@@ -78,10 +80,13 @@ class Memory:
             StorageError: the store can't be read.
             RuntimeError: a peer is gone.
         """
+        if self._recipe.strategy == "fsdp":
+            self._state = None  # its shards, or its wholeness, belong to the group before
         self._sharded = self._recipe.strategy == "fsdp" and group.world > 1
         held = self._state
         leader = furthest(group, held.step if held else None, self._device)
         if leader is None:
+            self._share_skips(group)
             return self._from_store(group, events)
         source, steps = leader
         self._share_line(group, source)
@@ -103,6 +108,17 @@ class Memory:
         """
         self._from_store(group, events)
         return self._record.meta
+
+    def _share_skips(self, group: Group) -> None:
+        """What any rank knows to be left out is left out by all."""
+        if group.store is None:
+            return
+        group.store.set(f"{_SKIPS_KEY}/{group.rank}", self._record.model_dump_json())
+        skips: dict[int, int] = {}
+        for rank in range(group.world):
+            told = LineRecord.model_validate_json(group.store.get(f"{_SKIPS_KEY}/{rank}"))
+            skips |= told.skips
+        self._record = self._record.model_copy(update={"skips": skips})
 
     def _share_line(self, group: Group, source: int) -> None:
         if group.store is None:
@@ -128,6 +144,8 @@ class Memory:
         while number > 0:
             found = _standing(artifacts, number, events) if group.rank == 0 else 0
             number = self._from_rank_0(group, found)
+            if number == _NONE_READABLE:
+                number, tried = 0, tried + 1
             if number == 0:
                 break
             tried += 1
@@ -179,11 +197,17 @@ class Memory:
 
 
 def _standing(artifacts: Artifacts, number: int, events: EventWriter) -> int:
-    """The newest checkpoint from `number` downwards whose manifest can be read; 0 for none."""
+    """The newest checkpoint from `number` downwards whose manifest can be read.
+
+    Returns:
+        Its number; 0 where there are none but fences, `_NONE_READABLE` where there are, all damaged.
+    """
+    none = 0
     for candidate in range(number, 0, -1):
         try:
             if not artifacts.read(candidate).is_fence:
                 return candidate
         except (Damaged, NotFound) as error:
             events.write("checkpoint-passed-over", checkpoint=candidate, why=str(error))
-    return 0
+            none = _NONE_READABLE
+    return none

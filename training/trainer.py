@@ -193,6 +193,12 @@ def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunRe
                 show(said)
     except ray.exceptions.RayTaskError as error:
         raise told(error.cause, "export or evaluation") from error
+    except ray.exceptions.RayError as error:
+        raise RunFailed(
+            "the process that exports and evaluates was lost",
+            got=shown(str(error).strip().split("\n", 1)[0]),
+            fix="run the same command again: training is done, and is not repeated",
+        ) from error
     assert isinstance(said, RunResult), "the last thing said is the result"
     return said
 

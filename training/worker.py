@@ -158,6 +158,7 @@ class Worker:
         reporter = self._reporter(seat, source) if group.rank == 0 else None
         agreement = Agreement(group.client(), group.rank, group.world)
         saver = self._saver(seat, reporter)
+        control.on_part = saver.close
         recorder = Recorder(seat, state, line, agreement, saver, reporter, self._memory.saved_step)
         control.step = state.step
         control.on_joined(state.step, source)

@@ -266,7 +266,10 @@ class Roster:
         member.failures += 1
         rank = generation.members.index(member.name)
         what = f"worker {rank} failed: {error.failed}" + (f" ({error.got})" if error.got else "")
-        self._count(what, max(member.step, generation.step))
+        if generation.phase == "breaking":  # all ranks are told of one failure: it counts once
+            self._troubles.tell(what)
+        else:
+            self._count(what, max(member.step, generation.step))
         if member.failures > 1:
             self._dismiss(member, now_s)
         if generation.phase != "breaking":

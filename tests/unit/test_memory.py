@@ -1,0 +1,56 @@
+"""What a worker finds when nobody holds the state any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from recording_task import Options, RecordingTask
+
+from cluster.errors import Damaged
+from cluster.events import EventWriter
+from cluster.manifest import Writer
+from cluster.runs import Run
+from cluster.storage import memory_store
+from training.facts import ColumnFacts, DatasetFacts
+from training.group import Group
+from training.memory import Memory
+from training.recipe import Recipe
+
+FACTS = DatasetFacts(
+    fingerprint="f",
+    rows=320,
+    columns={name: ColumnFacts(kind="number") for name in ("id", "x", "y")},
+    label="y",
+)
+ALONE = Group(0, 1, 1, "a", None)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> tuple[Memory, Run, EventWriter]:
+    run = Run(memory_store(), "r")
+    recipe = Recipe.model_validate(
+        {"model": "m", "task": "a:B", "data": {"train": "t", "eval": "e"}, "store": str(tmp_path)}
+    )
+    task = RecordingTask(FACTS, Options(log_dir=str(tmp_path)))
+    held = Memory(run, recipe, "f", task, torch.device("cpu"))
+    return held, run, EventWriter(run.store, run.prefix, "w")
+
+
+def test_a_log_of_fences_is_a_beginning(memory: tuple[Memory, Run, EventWriter]) -> None:
+    held, run, events = memory
+    run.checkpoints().fence(Writer(epoch=1, generation=0))
+    assert held.agree(ALONE, events) == "fresh"
+    assert (held.state.step, held.head) == (0, 1)
+
+
+def test_no_readable_manifest_is_no_beginning(memory: tuple[Memory, Run, EventWriter]) -> None:
+    """Training from step 0 again, over checkpoints that exist, is the user's decision."""
+    held, run, events = memory
+    artifacts = run.checkpoints()
+    artifacts.commit(1, {"a": b"a"}, {})
+    key = artifacts.key(1)
+    run.store.put(key, run.store.get(key).replace(b"checkpoint", b"chequepoint"))
+    with pytest.raises(Damaged, match="no checkpoint of the run is whole"):
+        held.agree(ALONE, events)
