@@ -11,7 +11,7 @@ from PIL import Image
 
 from cluster.errors import BadInput, Conflict, NotFound, StorageError
 from cluster.storage import Store, open_store
-from training import importing, publish, samples
+from training.data import importing, publish, samples
 from training.data.dataset import Dataset
 from training.data.importing import import_csv, import_images
 from training.data.record import read_record
