@@ -3,6 +3,7 @@
 What torchrun would start. Shows that the worker needs no Ray.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,3 +23,4 @@ def main(recipe_path: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    os._exit(0)  # torch's own threads may still be running, and abort an interpreter that ends

@@ -102,3 +102,4 @@ def main(what: str, store: str, out: str) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(*sys.argv[1:])
+    os._exit(0)  # torch's own threads may still be running, and abort an interpreter that ends

@@ -98,12 +98,10 @@ def consumed_along_committed_line(events: list[dict[str, Any]], log_dir: Path) -
     time, since a process may take part in several attempts.
     """
     starts = [e for e in events if e["event"] == "attempt-started"]
-    attempts: list[dict[int, dict[str, Any]]] = []
-    for start in starts:
-        # Ranks of one attempt start close together, rank by rank, in any order.
-        if not attempts or start["rank"] in attempts[-1]:
-            attempts.append({})
-        attempts[-1][start["rank"]] = start
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for start in starts:  # an attempt's ranks start in any order
+        by_name.setdefault(start["attempt"], {})[start["rank"]] = start
+    attempts = list(by_name.values())
     steps: list[list[int]] = []
     for n, attempt in enumerate(attempts):
         first = attempt[0]["step"]
