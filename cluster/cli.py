@@ -16,7 +16,18 @@ from types import FrameType
 import typer
 
 from cluster import output
-from cluster.commands import data, kubernetes, machine, models, pins, quickstart, runs, serving, training
+from cluster.commands import (
+    data,
+    keys,
+    kubernetes,
+    machine,
+    models,
+    pins,
+    quickstart,
+    runs,
+    serving,
+    training,
+)
 from cluster.errors import TandemError
 
 _INTERRUPTED = 130
@@ -38,6 +49,7 @@ runs.runs_app.command()(pins.unpin)
 app.command()(training.logs)
 app.add_typer(models.models_app, name="models")
 app.command()(serving.serve)
+app.add_typer(keys.keys_app, name="keys")
 app.add_typer(data.data_app, name="data")
 app.add_typer(kubernetes.k8s_app, name="k8s")
 app.command()(quickstart.quickstart)

@@ -9,10 +9,12 @@
     │   │   ├── WrongMethod   not a method of this route              exit 2   HTTP 405
     │   │   ├── TooSlow       its body did not arrive in time         exit 2   HTTP 408
     │   │   └── Unprocessable well-formed, but not what the model takes       HTTP 422
+    │   ├── Unauthorized      no key, or one that isn't valid                  HTTP 401
     │   └── NotFound          no such model, version, run or object   exit 2   HTTP 404
     ├── GateRefused           the servable did not pass its gate      exit 3
     ├── Overloaded            no room now; retry after a stated time           HTTP 503
     ├── NotReady              loading; retry after a stated time               HTTP 503
+    ├── RateLimited           over a tenant's limit; retry after a stated time HTTP 429
     ├── DeadlineExceeded      the request's time ran out                       HTTP 504
     ├── StorageError          the object store failed or is out of reach       HTTP 503
     │   └── Damaged           bytes differ from what their manifest says
@@ -128,6 +130,12 @@ class Unprocessable(BadRequest):
     http_status = 422
 
 
+class Unauthorized(BadInput):
+    """The caller sent no key, or one that isn't valid. Never shows what was sent."""
+
+    http_status = 401
+
+
 class NotFound(BadInput):
     """No such model, version, alias, run or object."""
 
@@ -159,6 +167,12 @@ class Overloaded(_RetryLater):
 
 class NotReady(_RetryLater):
     """The model is still being loaded."""
+
+
+class RateLimited(_RetryLater):
+    """The tenant has used up what it may use for now; others are not concerned."""
+
+    http_status = 429
 
 
 class DeadlineExceeded(TandemError):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import serve
@@ -25,6 +25,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.config import Frozen
 from cluster.errors import NotFound
+from cluster.keys import Keys
 from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
@@ -33,6 +34,7 @@ from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
 from serving.http import HttpApp, Message, Request, Response
+from serving.key_watch import KeyWatch
 from serving.layout import app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
@@ -66,6 +68,7 @@ class ModelServer:
         store = open_store(whole.store)
         loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics(model)
+        self._watch = await asyncio.to_thread(_watch_keys, whole, loop, _count_replicas)
         self._replica = Replica(served, store, self._metrics)
 
         def failed(version: Version | None, error: Exception) -> None:
@@ -88,7 +91,7 @@ class ModelServer:
         self._follower.start(whole.follow_every_s)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
-        self._app = _ModelApp(self._replica, self._metrics, self._follower)
+        self._app = _ModelApp(self._replica, self._metrics, self._follower, self._watch)
         lane.enter(self._app)
         return self._app
 
@@ -108,13 +111,22 @@ class ModelServer:
 class _ModelApp(ModelApp):
     """A model's routes, which take the rest of the replica down with them."""
 
-    def __init__(self, replica: Replica, metrics: ReplicaMetrics, follower: Follower[Loaded]) -> None:
-        super().__init__(replica, metrics, Scraper())
+    def __init__(
+        self,
+        replica: Replica,
+        metrics: ReplicaMetrics,
+        follower: Follower[Loaded],
+        watch: KeyWatch | None,
+    ) -> None:
+        super().__init__(replica, metrics, Scraper(), guard=watch.guard if watch else None)
         self._follower = follower
+        self._watch = watch
 
     async def closed(self) -> None:
         lane.leave()
         self._follower.stop()
+        if self._watch is not None:
+            self._watch.stop()
         await self._replica.stop()
         await self._metrics.stop()
 
@@ -123,8 +135,10 @@ class _ModelApp(ModelApp):
 class FrontServer:
     """The front of a service with several models."""
 
-    def __init__(self, service: dict[str, Any]) -> None:
+    async def __init__(self, service: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         self._service = Service.model_validate(service)
+        loop = asyncio.get_running_loop()
+        self._watch = await asyncio.to_thread(_watch_keys, self._service, loop, None)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         service = self._service
@@ -134,6 +148,7 @@ class FrontServer:
             signatures=self._signatures,
             scrape=Scraper(),
             max_body_bytes=max(served.max_body_bytes for served in service.models),
+            guard=self._watch.guard if self._watch else None,
         )
         lane.enter(app)
         return app
@@ -167,6 +182,25 @@ def build(args: dict[str, Any]) -> serve.Application:
     served = _served(asked.service, asked.model)
     deployment = serve.deployment(ModelServer).options(**_options(asked.service, served))
     return deployment.bind(written, served.ref.model)
+
+
+def _watch_keys(
+    service: Service, loop: asyncio.AbstractEventLoop, replicas: Callable[[], int] | None
+) -> KeyWatch | None:
+    """The door of a service that asks for keys. Blocks while it reads the store."""
+    if service.keys == "off":
+        return None
+    store = open_store(service.store)
+    watch = KeyWatch(Keys(store), on_loop=loop.call_soon_threadsafe, replicas=replicas)
+    watch.start(service.follow_every_s)
+    return watch
+
+
+def _count_replicas() -> int:
+    """How many replicas of this deployment run now."""
+    own = serve.get_replica_context()
+    deployments = serve.status().applications[own.app_name].deployments
+    return int(deployments[own.deployment].replica_states.get("RUNNING", 1))
 
 
 def _served(service: Service, model: str | None) -> ServedModel:

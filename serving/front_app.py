@@ -14,6 +14,7 @@ import orjson
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, NotReady, WrongMethod, shown
 from cluster.signature import Signature
+from serving.guard import Guard
 from serving.http import HttpApp, Request, Response, WhileConnected
 from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
@@ -41,9 +42,10 @@ class FrontApp(HttpApp):
         signatures: Callable[[], Awaitable[Sequence[tuple[str, Signature]]]],
         scrape: Callable[[], Awaitable[bytes]],
         max_body_bytes: int,
+        guard: Guard | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(max_body_bytes=max_body_bytes, clock=clock)
+        super().__init__(max_body_bytes=max_body_bytes, guard=guard, clock=clock)
         self._models = models
         self._not_ready = not_ready
         self._signatures = signatures

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import BadRequest, Overloaded, TandemError, TooLarge, TooSlow, shown
+from serving.guard import Guard
 from serving.protocol.failures import render_error
 from serving.protocol.requests import Headers
 
@@ -38,6 +39,7 @@ BODY_GRACE_S = 10.0
 BODY_MIN_BYTES_PER_S = 64 * 1024
 WATCH_AFTER_S = 0.1
 """A client that has waited this long is watched, so that its request is dropped if it goes away."""
+_PROBE = re.compile(r"/v2/(health/(live|ready)|models/[^/]+(/versions/[^/]+)?/ready)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SIZE = re.compile(rb"[0-9]{1,18}")
 
@@ -97,15 +99,22 @@ class HttpApp:
     Args:
         max_body_bytes: of one request.
         max_buffered_bytes: of all bodies that are being received.
+        guard: asks whoever comes over the network for a key; None lets everyone in.
     """
 
     def __init__(
-        self, *, max_body_bytes: int, max_buffered_bytes: int | None = None, clock: Clock = SYSTEM_CLOCK
+        self,
+        *,
+        max_body_bytes: int,
+        max_buffered_bytes: int | None = None,
+        guard: Guard | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.max_body_bytes = max_body_bytes
         self.in_flight = 0
         """Requests that have come and aren't answered yet."""
         self._clock = clock
+        self._guard = guard
         self._buffer_room_bytes = max_buffered_bytes or 4 * max_body_bytes
 
     async def respond(self, request: Request) -> Response:
@@ -131,10 +140,10 @@ class HttpApp:
         await self._handle(scope, receive, send, own_id=True)
 
     async def respond_to(self, request: Request) -> Response:
-        """Answer a request that came by another way than a web server; never raises."""
+        """Answer a request that another application let in and passes on; never raises."""
         self.in_flight += 1
         try:
-            return await self._respond_or_explain(request)
+            return await self._respond_or_explain(request, None)
         finally:
             self.in_flight -= 1
 
@@ -216,7 +225,7 @@ class HttpApp:
         request = Request(scope["method"], scope["path"], headers, request_id(headers), receive)
         self.in_flight += 1
         try:
-            response = await self._respond_or_explain(request)
+            response = await self._respond_or_explain(request, self._guard)
         except ClientGone:
             response = Response(499, b"")  # nobody reads it; the web server wants an answer all the same
         finally:
@@ -231,9 +240,12 @@ class HttpApp:
         await send({"type": "http.response.body", "body": response.body})
         self.answered(request, response.status, self._clock.monotonic_s() - started_s)
 
-    async def _respond_or_explain(self, request: Request) -> Response:
+    async def _respond_or_explain(self, request: Request, guard: Guard | None) -> Response:
         try:
-            return await self.respond(request)
+            if guard is None or _is_probe(request):
+                return await self.respond(request)
+            with guard.admit(request.headers):
+                return await self.respond(request)
         except ClientGone:
             raise
         except Exception as error:
@@ -281,6 +293,11 @@ class WhileConnected:
             pass
         self._gone = True
         self._task.cancel()
+
+
+def _is_probe(request: Request) -> bool:
+    """Whether this asks for nothing but health or readiness; whoever probes has no key."""
+    return request.method in ("GET", "HEAD") and _PROBE.fullmatch(request.path) is not None
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -15,6 +15,7 @@ import orjson
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, WrongMethod, shown
 from serving.admission import deadline_s
+from serving.guard import Guard
 from serving.http import HttpApp, Request, Response, WhileConnected
 from serving.metrics import ReplicaMetrics
 from serving.protocol.limits import Limits
@@ -36,6 +37,7 @@ class ModelApp(HttpApp):
         replica: it runs the model.
         metrics: told of every answer.
         scrape: gives the whole service's metrics, as Prometheus reads them.
+        guard: asks callers for a key; None lets everyone in.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class ModelApp(HttpApp):
         replica: Replica,
         metrics: ReplicaMetrics,
         scrape: Callable[[], Awaitable[bytes]],
+        guard: Guard | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(max_body_bytes=replica.served.max_body_bytes, clock=clock)
+        super().__init__(max_body_bytes=replica.served.max_body_bytes, guard=guard, clock=clock)
         self._replica = replica
         self._metrics = metrics
         self._scrape = scrape

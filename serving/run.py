@@ -23,7 +23,8 @@ from typing import Any, Self
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.connection import connect
-from cluster.errors import TandemError, shown
+from cluster.errors import BadInput, TandemError, shown
+from cluster.keys import Keys
 from cluster.local import LocalRay
 from cluster.registry import Registry
 from cluster.storage import Deadlines, open_store
@@ -35,6 +36,7 @@ READY_DEADLINE_S = 120.0
 _LOOK_EVERY_S = 0.1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = "127.0.0.1"
+_LOOPBACKS = (LOOPBACK, "::1", "localhost")
 
 
 def run_service(
@@ -62,9 +64,11 @@ def run_service(
 
     Raises:
         NotFound: a model or alias doesn't exist.
+        BadInput: callers need a key, and there are none.
         TandemError: it didn't become ready.
     """
     models = check_models(service)
+    service = with_keys_settled(service, host)
     stopping = _Stop()
     with stopping, contextlib.ExitStack() as stack:
         local = None
@@ -94,6 +98,22 @@ def check_models(service: Service) -> list[dict[str, Any]]:
     registry = Registry(open_store(service.store, Deadlines(retry_s=10)))
     found = [(served.ref, registry.resolve(served.ref)) for served in service.models]
     return [{"model": ref.model, "alias": ref.alias, "version": v.version} for ref, v in found]
+
+
+def with_keys_settled(service: Service, host: str) -> Service:
+    """`service` with `keys` either `required` or `off`: `auto` asks for keys beyond loopback.
+
+    Raises:
+        BadInput: keys are required, and there are none.
+    """
+    keys = service.keys if service.keys != "auto" else "off" if host in _LOOPBACKS else "required"
+    if keys == "required" and not Keys(open_store(service.store, Deadlines(retry_s=10))).tenants():
+        raise BadInput(
+            "nobody could ask this service: callers need a key, and there are none",
+            got=f"host {host}, keys: {service.keys}",
+            fix=f"make one: tandem keys create TENANT --store {service.store} (or say keys: off)",
+        )
+    return service.model_copy(update={"keys": keys})
 
 
 class _Stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,6 +76,10 @@ class Service(Frozen):
     """How often replicas look whether their alias has moved."""
     drain_s: float = Field(20, ge=0, le=3600)
     """How long a replica that is told to stop may take to answer what it has accepted."""
+
+    keys: Literal["auto", "required", "off"] = "auto"
+    """Whether callers need an API key of the store (`tandem keys`). `auto`: they do, unless the service
+    listens on loopback only."""
 
     @field_validator("store")
     @classmethod

@@ -10,10 +10,18 @@ import math
 
 import orjson
 
-from cluster.errors import BadInput, DeadlineExceeded, NotReady, Overloaded, TandemError
+from cluster.errors import (
+    BadInput,
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    TandemError,
+    Unauthorized,
+)
 from serving.protocol.requests import Headers
 
-_EXPLAINED = (BadInput, Overloaded, NotReady, DeadlineExceeded)
+_EXPLAINED = (BadInput, Overloaded, NotReady, RateLimited, DeadlineExceeded)
 _GENERIC = "the server failed; its log has the cause under this request's id"
 
 
@@ -28,6 +36,8 @@ def render_error(error: Exception, request_id: str) -> tuple[int, bytes, Headers
     retry_after_s: float | None = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b'Bearer realm="tandem"'))
     if not isinstance(error, _EXPLAINED):
         return status, orjson.dumps({"error": _GENERIC, "request_id": request_id}), headers
     body = {"error": _one_line(error), "details": error.parts(), "request_id": request_id}

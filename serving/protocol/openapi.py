@@ -18,18 +18,20 @@ from serving.protocol.schemas import Schema
 
 _STATUS_TEXTS = {
     400: "the request can't be read",
+    401: "a key is needed, and none that is valid was sent",
     404: "no such model or version",
     405: "another method than this route has",
     408: "the body did not arrive in time",
     413: "over a limit",
     415: "a content type or encoding that is not taken",
     422: "well-formed, but not what the model takes",
+    429: "over the limits of the key's tenant; retry after the time given",
     500: "the server failed",
     503: "not ready, or too much to do; retry after the time given",
     504: "the request's time ran out",
 }
-_READ_STATUSES = (404, 405, 500, 503)
-_RUN_STATUSES = (400, 404, 405, 408, 413, 415, 422, 500, 503, 504)
+_READ_STATUSES = (401, 404, 405, 429, 500, 503)
+_RUN_STATUSES = (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 _METRICS_TYPE = "text/plain"
 
 
@@ -53,7 +55,13 @@ def openapi(models: Sequence[tuple[str, Signature]], limits: Limits | None = Non
             "description": "Models over the Open Inference Protocol v2, and over plain JSON for people.",
         },
         "paths": paths,
+        # Optional: services that listen on loopback only ask for no key.
+        "security": [{}, {"bearer": []}, {"api-key": []}],
         "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
             "schemas": component_schemas,
             "responses": {f"Error{status}": _error_response(status) for status in _STATUS_TEXTS},
         },

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import Overloaded
+from cluster.keys import Keys, Limits
+from cluster.storage import memory_store
 from serving import http, lane
+from serving.guard import Guard
 from serving.http import HttpApp, Request, Response, WhileConnected, request_id
 
 
@@ -26,7 +29,11 @@ class Echo(HttpApp):
 
 
 def call(
-    app: HttpApp, messages: list[Any], path: str = "/", headers: list[Any] | None = None
+    app: HttpApp,
+    messages: list[Any],
+    path: str = "/",
+    headers: list[Any] | None = None,
+    method: str = "POST",
 ) -> dict[str, Any]:
     """Send one request; a number among the messages is a pause in seconds, the end a silent client."""
 
@@ -44,7 +51,7 @@ def call(
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": path, "headers": headers or []}
+        scope = {"type": "http", "method": method, "path": path, "headers": headers or []}
         await asyncio.wait_for(app.serve_directly(scope, receive, send), 20)
         return {
             "status": sent[0]["status"],
@@ -146,6 +153,34 @@ def test_errors_become_answers_and_say_no_secrets() -> None:
 def test_insane_ids_are_replaced(given: bytes) -> None:
     assert request_id({b"x-request-id": given}) != given.decode("latin-1")
     assert request_id({b"x-request-id": b"ok-1"}) == "ok-1"
+
+
+def test_whoever_has_no_key_is_turned_away_before_the_body_is_read() -> None:
+    keys = Keys(memory_store())
+    made = keys.create("team")
+    app = Echo(max_body_bytes=1000, guard=Guard(keys.tenants()))
+    answer = call(app, [], headers=[(b"content-length", b"5")])  # a body that never comes
+    assert answer["status"] == 401
+    assert answer["headers"][b"www-authenticate"].startswith(b"Bearer")
+    assert answer["headers"][b"connection"] == b"close"
+
+    headers = [(b"authorization", f"Bearer {made.text}".encode())]
+    assert call(app, [chunk(b"hello")], headers=headers)["body"] == b"hello"
+    probe = call(app, [chunk(b"")], path="/v2/models/digits/ready", method="GET")
+    assert probe["status"] == 200
+    for path in ("/v2/models/ready", "/metrics", "/v2/models/live", "/v2/models/digits/ready/x"):
+        assert call(app, [chunk(b"")], path=path, method="GET")["status"] == 401
+    assert call(app, [chunk(b"")], path="/v2/models/digits/ready")["status"] == 401
+
+
+def test_a_tenant_over_its_limit_gets_429_and_a_time() -> None:
+    keys = Keys(memory_store())
+    made = keys.create("team", Limits(requests_per_s=0.01, burst=1))
+    app = Echo(max_body_bytes=1000, guard=Guard(keys.tenants()))
+    headers = [(b"x-api-key", made.text.encode())]
+    answers = [call(app, [chunk(b"hello")], headers=headers) for _ in range(2)]
+    assert [answer["status"] for answer in answers] == [200, 429]
+    assert 1 <= int(answers[1]["headers"][b"retry-after"]) <= 100
 
 
 def test_the_short_way_is_taken_only_by_an_entered_application() -> None:
