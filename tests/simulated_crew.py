@@ -70,6 +70,8 @@ class World:
         self.groups = 0
         self.group: list[Seat] = []
         self.train_is_up = False
+        self.slow_s = 0.0
+        """By how much more Ray Train takes to start a group."""
         self.taken: dict[str, int] = {}
         """By others, per node."""
         self.draining: frozenset[str] = frozenset()
@@ -144,7 +146,7 @@ class World:
                 for seat in seats:
                     self.attend(number, seat)
 
-        self.after(self.random.uniform(1, 3), up)
+        self.after(self.slow_s + self.random.uniform(1, 3), up)
 
     def attend(self, number: int, seat: Seat) -> None:
         if self.groups == number and self.train_is_up and self.end is None:

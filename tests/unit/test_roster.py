@@ -92,6 +92,61 @@ def test_a_loan_shrinks_the_group_and_its_end_grows_it() -> None:
     assert events(w, "member-lost") == []
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_loan_shorter_than_its_handing_over_resizes_the_group_twice_and_no_more(seed: int) -> None:
+    w = world(seed=seed, steps=150)
+    w.slow_s = 6.0
+    at(w, 15, lambda: w.obey(w.roster.lend(1, 0.5, w.now_s)))
+    w.run(300)
+    assert isinstance(w.end, Outcome)
+    assert [(e["from"], e["to"]) for e in events(w, "resize")] == [(3, 2), (2, 3)]
+    assert [r.event for r in w.records if r.event in ("lent", "returned")] == ["lent", "returned"]
+    assert w.redone <= 1
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.3, 1.0, 2.0, 4.0, 8.0, 12.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loan_taken_back_at_any_moment_disturbs_the_group_at_most_once_each_way(
+    seed: int, after_s: float
+) -> None:
+    w = world(seed=seed, steps=150)
+    w.slow_s = 4.0
+    at(w, 15, lambda: w.obey(w.roster.lend(1, 600, w.now_s)))
+    at(w, 15 + after_s, lambda: w.obey(w.roster.take_back(w.now_s)))
+    w.run(300)
+    assert isinstance(w.end, Outcome)
+    assert [(e["from"], e["to"]) for e in events(w, "resize")] in ([], [(3, 2), (2, 3)])
+    told = [r.event for r in w.records if r.event in ("lent", "returned")]
+    assert told in ([], ["lent", "returned"])
+    assert events(w, "generation-started")[-1]["world"] == 3
+
+
+def test_a_loan_is_counted_from_when_what_is_lent_is_free() -> None:
+    w = world(steps=400)
+    w.slow_s = 5.0
+    at(w, 15, lambda: w.obey(w.roster.lend(1, 20, w.now_s)))
+    held: list[tuple[float, int]] = []
+
+    def look() -> None:
+        held.append((w.now_s, len(w.roster.seats)))
+        w.after(0.25, look)
+
+    at(w, 15, look)
+    w.run(300)
+    free = [now_s for now_s, seats in held if seats == 2]
+    assert 20 <= free[-1] - free[0] < 20 + 2 + 10, "and then it takes a while to hold it again"
+
+
+def test_a_late_word_of_a_group_that_is_gone_changes_nothing() -> None:
+    w = world(steps=100)
+    at(w, 15, w.lose_attendant)
+    w.run(30)
+    seats = w.roster.seats
+    late = Seat("group1", 0, 1, "n0", "127.0.0.1", ("d0",))
+    w.obey(w.roster.seat_taken(late, w.now_s))
+    assert w.roster.seats == seats
+
+
 def test_a_loan_below_the_minimum_is_refused() -> None:
     w = world(min_workers=2, steps=100)
     w.run(15)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cluster.errors import BadInput
+from training.crew.loan import Loan
 from training.crew.roles import Member, Resize, Rules, Seat
 
 _GROWS_AFTER_S = 2.0
@@ -21,6 +21,7 @@ class Places:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._groups: dict[str, dict[int, Seat]] = {}
+        self._gone: set[str] = set()
         self._current = ""
         self._heard_s = 0.0
         self._wanted_s: dict[str, float] = {}  # since when a node is without a keeper
@@ -29,12 +30,9 @@ class Places:
         self._asked_s = 0.0
         self._room = 0
         self._room_since_s = math.inf
-        self._lent_from = 0
-        self._handed_over = False
         self.keepers: set[str] = set()
         self.draining: frozenset[str] = frozenset()
-        self.lent = 0
-        self.loan_until_s = 0.0
+        self.loan = Loan(rules)
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -50,7 +48,16 @@ class Places:
     @property
     def limit(self) -> int:
         """How many workers the run may have now."""
-        return self._lent_from - self.lent if self.lent else self._rules.max_workers
+        return self.loan.limit
+
+    def room_to_work(self, now_s: float) -> int:
+        """How many may work now: no more than Ray Train was asked to hold, although it still holds others.
+
+        Who is put to work on a seat that is being given away is stopped again a moment later.
+        """
+        if self._asked is None or now_s - self._asked_s >= self._rules.ask_again_s:
+            return self.limit
+        return min(self.limit, self._asked[1].workers)
 
     @property
     def without_keeper(self) -> frozenset[str]:
@@ -58,19 +65,18 @@ class Places:
         return self._lost_nodes
 
     def seat_taken(self, seat: Seat, now_s: float) -> None:
+        if seat.group in self._gone:
+            return  # said before it was replaced, and late
         group = self._groups.setdefault(seat.group, {})
         group[seat.rank] = seat
         newest = next(reversed(self._groups))
         if seat.group == newest and len(group) == seat.world and self._current != newest:
             self._current = newest
+            self._gone.update(name for name in self._groups if name != newest)
             self._groups = {newest: group}
             self._asked = None
         if seat.group == self._current:
             self._heard_s = now_s
-
-    def is_stale(self, group: str) -> bool:
-        """Whether a newer group has taken this one's place."""
-        return bool(self._current) and group not in self._groups
 
     def keeper_lost(self, node: str, now_s: float) -> None:
         self.keepers.discard(node)
@@ -114,43 +120,17 @@ class Places:
             self._room_since_s = now_s
         self._room = workers
 
-    def lend(self, workers: int, for_s: float, now_s: float) -> None:
-        held = len(self.seats)
-        if self.lent:
-            raise BadInput(
-                f"run '{self._rules.run}' has lent {self.lent} already",
-                got=f"{workers} more",
-                fix="wait for their return, or take them back first",
-            )
-        if not 0 < workers <= held - self._rules.min_workers:
-            raise BadInput(
-                f"run '{self._rules.run}' can't lend so many workers",
-                got=f"{workers} of {held}",
-                allowed=f"what leaves it at least {self._rules.min_workers} (workers.min)",
-                fix="ask for fewer, or run with a smaller workers.min",
-            )
-        self.lent, self._lent_from, self.loan_until_s = workers, held, now_s + for_s
-        self._handed_over = False
+    def lend(self, workers: int, for_s: float) -> None:
+        """Do with fewer workers for a while.
 
-    def handed_over(self, resize: Resize) -> bool:
-        """Whether with this resize a loan is handed over; true once a loan."""
-        over = bool(self.lent) and resize.workers == self.limit and not self._handed_over
-        self._handed_over = self._handed_over or over
-        return over
+        Raises:
+            BadInput: as `training.crew.loan.Loan.begin` says.
+        """
+        self.loan.begin(workers, for_s, len(self.seats))
 
     def loan_over(self, now_s: float) -> bool:
         """Whether a loan has just ended."""
-        if not self.lent or now_s < self.loan_until_s:
-            return False
-        self.lent = 0
-        return True
-
-    def returned(self, world: int) -> bool:
-        """Whether with `world` workers at work, what was lent is back; true once."""
-        back = not self.lent and 0 < self._lent_from <= world
-        if back:
-            self._lent_from = 0
-        return back
+        return self.loan.over(len(self.seats), now_s)
 
     def resize(self, at_work: Sequence[Member], *, steady: bool, now_s: float) -> Resize | None:
         """What Ray Train should hold instead of what it holds; None if that is well, or asked for already.
@@ -172,6 +152,7 @@ class Places:
     def excuse(self, for_s: float) -> None:
         """This process stood still for so long."""
         self._heard_s += for_s
+        self._asked_s += for_s
         self._wanted_s = {node: since_s + for_s for node, since_s in self._wanted_s.items()}
 
     def _wanted(self, at_work: Sequence[Member], steady: bool, now_s: float) -> Resize | None:

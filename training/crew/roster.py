@@ -136,13 +136,13 @@ class Roster:
         Raises:
             BadInput: the rest would be fewer than the recipe's `workers.min`, or some are lent already.
         """
-        self._places.lend(workers, for_s, now_s)
+        self._places.lend(workers, for_s)
         self._why = f"{workers} lent"
         return self._settled(now_s)
 
     def take_back(self, now_s: float) -> list[Decision]:
         """End a loan before its time."""
-        self._places.loan_until_s = min(self._places.loan_until_s, now_s)
+        self._places.loan.end(now_s)
         return self._settled(now_s)
 
     def tick(self, now_s: float) -> list[Decision]:
@@ -210,8 +210,8 @@ class Roster:
             },
             "seats": len(self._places.seats),
             "failures": self._troubles.failures,
-            "lent": self._places.lent,
-            "lent_for_s": max(0.0, self._places.loan_until_s - now_s) if self._places.lent else 0.0,
+            "lent": self._places.loan.workers,
+            "lent_for_s": self._places.loan.left_s(now_s),
         }
 
     # Sayings.
@@ -305,7 +305,7 @@ class Roster:
             self._record(
                 "resize", **{"from": self._world_before, "to": world, "why": self._why, "step": step}
             )
-        if self._places.returned(world):
+        if self._places.loan.returned(world):
             self._record("returned", world=world)
         self._world_before, self._why = world, ""
 
@@ -458,7 +458,7 @@ class Roster:
 
     def _plan(self, now_s: float) -> Cast | None:
         seats = self._places.usable(now_s)
-        return cast(seats, self._members, self._places.limit) if seats else None
+        return cast(seats, self._members, self._places.room_to_work(now_s)) if seats else None
 
     def _form(self, plan: Cast | None, now_s: float) -> None:
         if plan is None or not self._manned(plan, now_s):
@@ -516,8 +516,8 @@ class Roster:
         )
         if resize is not None:
             self._out.append(resize)
-            if self._places.handed_over(resize):
-                self._record("lent", workers=self._places.lent, world=resize.workers)
+            if self._places.loan.handed_over(resize.workers):
+                self._record("lent", workers=self._places.loan.workers, world=resize.workers)
 
     def _tell_join(self, generation: Generation, rank: int, name: str, port: int | None) -> None:
         member = self._members.get(name)
