@@ -27,6 +27,7 @@ from cluster.commands import (
     runs,
     serving,
     training,
+    trials,
 )
 from cluster.errors import TandemError
 
@@ -48,6 +49,9 @@ runs.runs_app.command()(pins.pin)
 runs.runs_app.command()(pins.unpin)
 app.command()(training.logs)
 app.add_typer(models.models_app, name="models")
+models.models_app.command()(trials.canary)
+models.models_app.command()(trials.shadow)
+models.models_app.command()(trials.abandon)
 app.command()(serving.serve)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(data.data_app, name="data")

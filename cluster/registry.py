@@ -2,6 +2,7 @@
 
     models/digits/log/00000001.json    {"action": "register", "version": 1, …}
     models/digits/log/00000002.json    {"action": "promote", "alias": "live", "version": 1, …}
+    models/digits/log/00000004.json    {"action": "canary", "alias": "live", "version": 2, …}
 
 Each entry carries the aliases as they stand after it, so the newest entry alone answers "what is
 live", and an entry is valid only on top of the one before it: two promoters that race both get
@@ -29,9 +30,10 @@ from cluster.manifest import Manifest, read_file
 from cluster.names import ModelRef, check_name
 from cluster.signature import Signature
 from cluster.storage import Store
+from cluster.trial import Trial
 
 MODELS = "models"
-Action = Literal["register", "promote", "rollback"]
+Action = Literal["register", "promote", "rollback", "canary", "shadow", "advance", "abandon"]
 
 
 class Version(Frozen):
@@ -53,6 +55,8 @@ class Target(Frozen):
     version: int
     entry: int
     before: int | None = None
+    trial: Trial | None = None
+    """The candidate that is tried beside it; moving the alias ends that."""
 
 
 class Entry(Frozen):
@@ -74,7 +78,7 @@ class Entry(Frozen):
     """How many versions exist after this entry; they are numbered from 1."""
 
 
-class _Change(NamedTuple):
+class Change(NamedTuple):
     """What one entry changes."""
 
     action: Action
@@ -131,7 +135,7 @@ class Registry:
     def version(self, newest: Entry, ref: ModelRef) -> Version:
         """As `resolve`, as of the entry `newest`."""
         if ref.version is None:
-            return self._entry(ref.model, self._target(newest, ref.alias).entry).version
+            return self._entry(ref.model, self.target(newest, ref.alias).entry).version
         if not 1 <= ref.version <= newest.versions:
             raise NotFound(
                 f"model '{ref.model}' has no version {ref.version}",
@@ -166,7 +170,7 @@ class Registry:
         """
         looked_at = 0
 
-        def make(number: int, newest: Entry | None) -> _Change:
+        def make(number: int, newest: Entry | None) -> Change:
             nonlocal looked_at
             for earlier in range(looked_at + 1, number) if once else ():
                 entry = self._entry(model, earlier)
@@ -183,10 +187,10 @@ class Registry:
                 metrics=metrics,
                 entry=number,
             )
-            return _Change("register", version, count, newest.aliases if newest else {})
+            return Change("register", version, count, newest.aliases if newest else {})
 
         try:
-            return self._append(model, why, make).version
+            return self.append(model, why, make).version
         except _Registered as found:
             return found.version
 
@@ -196,7 +200,7 @@ class Registry:
         if alias.isdigit():
             raise BadInput("an alias can't be a number", got=shown(alias), allowed="a name such as live")
 
-        def make(number: int, newest: Entry | None) -> _Change:
+        def make(number: int, newest: Entry | None) -> Change:
             newest = self._existing(model, newest)
             now = newest.aliases.get(alias)
             # Promoting what is promoted moves nothing, so a rollback must not come back to it.
@@ -204,20 +208,25 @@ class Registry:
             before = (now.before if again else now.entry) if now else None
             target = Target(version=version, entry=number, before=before)
             found = self.version(newest, ModelRef(model, str(version)))
-            return _Change("promote", found, newest.versions, {**newest.aliases, alias: target}, alias)
+            return Change("promote", found, newest.versions, {**newest.aliases, alias: target}, alias)
 
-        return self._append(model, why, make)
+        return self.append(model, why, make)
 
     def rollback(self, model: str, alias: str, *, why: str) -> Entry:
         """Point `alias` back at the version it pointed at before its last move.
 
         Raises:
-            BadInput: it has only ever pointed at one version.
+            BadInput: it has only ever pointed at one version, or a candidate is tried beside it.
         """
 
-        def make(number: int, newest: Entry | None) -> _Change:
+        def make(number: int, newest: Entry | None) -> Change:
             newest = self._existing(model, newest)
-            now = self._target(newest, alias)
+            now = self.target(newest, alias)
+            if now.trial is not None:
+                raise BadInput(
+                    f"version {now.trial.version} is tried beside '{model}@{alias}'; end that first",
+                    fix=f"tandem models abandon {model} --alias {alias}, then roll back if you still mean to",
+                )
             if now.before is None:
                 raise BadInput(
                     f"'{model}@{alias}' has no earlier version to go back to",
@@ -229,9 +238,16 @@ class Registry:
             further = earlier.aliases[alias].before
             target = Target(version=earlier.version.version, entry=number, before=further)
             aliases = {**newest.aliases, alias: target}
-            return _Change("rollback", earlier.version, newest.versions, aliases, alias)
+            return Change("rollback", earlier.version, newest.versions, aliases, alias)
 
-        return self._append(model, why, make)
+        return self.append(model, why, make)
+
+    def candidate(self, newest: Entry, alias: str) -> Version | None:
+        """The version tried beside `alias` as of the entry `newest`, None where none is."""
+        target = newest.aliases.get(alias)
+        if target is None or target.trial is None:
+            return None
+        return self.version(newest, ModelRef(newest.model, str(target.trial.version)))
 
     def servable(self, version: Version) -> tuple[Manifest, Signature]:
         """The manifest and signature of a version's servable, verified.
@@ -251,7 +267,12 @@ class Registry:
         signature = Signature.model_validate_json(read_file(self._store, manifest, "signature.json"))
         return manifest, signature
 
-    def _append(self, model: str, why: str, make: Callable[[int, Entry | None], _Change]) -> Entry:
+    def append(self, model: str, why: str, make: Callable[[int, Entry | None], Change]) -> Entry:
+        """Append what `make(number, newest entry)` gives, anew each time a race is lost.
+
+        Raises:
+            Whatever `make` raises: nothing is written then.
+        """
         check_name(model, "model")
         nonce = secrets.token_hex(8)
 
@@ -266,7 +287,8 @@ class Registry:
                 at=self._clock.wall(),
                 **make(number, newest)._asdict(),
             )
-            return entry.model_dump_json(indent=1).encode()
+            # What is None is left out: earlier releases refuse fields that they don't know.
+            return entry.model_dump_json(indent=1, exclude_none=True).encode()
 
         number, data = self._log(model).append(entry_bytes)
         return _parsed(data, model, number)
@@ -275,7 +297,12 @@ class Registry:
         return _parsed(self._log(model).read(number), model, number)
 
     @staticmethod
-    def _target(newest: Entry, alias: str) -> Target:
+    def target(newest: Entry, alias: str) -> Target:
+        """What an alias points at as of the entry `newest`.
+
+        Raises:
+            NotFound: there is no such alias.
+        """
         if alias in newest.aliases:
             return newest.aliases[alias]
         raise NotFound(

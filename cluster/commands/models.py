@@ -45,8 +45,11 @@ def show(model: str, store: StoreOption = DEFAULT_STORE, json_output: JsonOption
         output.emit({"model": model, "aliases": _aliases(newest), "versions": versions, "history": history})
         return
     names: dict[int, list[str]] = {}
-    for alias, version in _aliases(newest).items():
-        names.setdefault(version, []).append(alias)
+    for alias, target in sorted(newest.aliases.items()):
+        names.setdefault(target.version, []).append(alias)
+        if target.trial is not None:
+            told = f"{target.trial.mode} of {alias} ({target.trial.percent:g}%)"
+            names.setdefault(target.trial.version, []).append(told)
     output.show_table(
         ["version", "aliases", "run", "metrics"],
         [
@@ -103,6 +106,10 @@ def _aliases_text(entry: Entry) -> str:
 def _what(entry: Entry) -> str:
     if entry.action == "register":
         return f"register version {entry.version.version}"
+    if entry.action in ("canary", "shadow", "advance"):
+        trial = entry.aliases[entry.alias or ""].trial
+        share = f" {trial.percent:g}%" if trial is not None else ""
+        return f"{entry.action} {entry.alias}: version {entry.version.version}{share}"
     return f"{entry.action} {entry.alias} -> {entry.version.version}"
 
 
