@@ -54,14 +54,6 @@ class Line:
         """Whether the batch that starts at `cursor` is to be left out."""
         return cursor in self._skips
 
-    def passed(self, state: TrainState) -> None:
-        """The batch that ended at the state's cursor was left out."""
-        start = next(start for start, stop in self._skips.items() if stop == state.cursor)
-        consumed = self._extended(state.step - 1, start)
-        self._meta = consumed.extended(
-            step=state.step, cursor=state.cursor, attempt=self._attempt, workers=self._workers, skipped=True
-        )
-
     def to(self, state: TrainState, loss: float | None = None) -> CheckpointMeta:
         """The line up to `state`; `loss` is the mean over the steps since the last checkpoint."""
         return self._extended(state.step, state.cursor).model_copy(update={"loss": loss})
@@ -72,4 +64,17 @@ class Line:
         self._skips[start] = stop
 
     def _extended(self, step: int, cursor: int) -> CheckpointMeta:
-        return self._meta.extended(step=step, cursor=cursor, attempt=self._attempt, workers=self._workers)
+        """The line up to `cursor`. What was left out on the way is told by the skips: no step, and no order
+        to remember one, stands between a batch that is passed over and the record of it."""
+        meta = self._meta
+        for start, stop in sorted(self._skips.items()):
+            if meta.cursor <= start and stop <= cursor:
+                meta = self._by_us(self._by_us(meta, step, start), step, stop, skipped=True)
+        return self._by_us(meta, step, cursor)
+
+    def _by_us(
+        self, meta: CheckpointMeta, step: int, cursor: int, *, skipped: bool = False
+    ) -> CheckpointMeta:
+        return meta.extended(
+            step=step, cursor=cursor, attempt=self._attempt, workers=self._workers, skipped=skipped
+        )

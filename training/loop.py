@@ -6,18 +6,16 @@ Works alone or inside any `torch.distributed` process group. What makes a resume
   of workers and for the smaller batch at an epoch's end;
 - padding rows have weight 0, so a rank with nothing to do still takes part in every collective;
 - whatever is raised, `state` is that of the last finished step: gradients are dropped, and buffers that a
-  forward pass has moved are put back. So a worker whose peer died in mid-step goes on from memory.
+  forward pass has moved are put back. So a worker whose peer died in mid-step goes on from memory,
+  unless a step that nobody had judged yet has ruined it (`TrainState.sound`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
-import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,14 +29,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import BadInput, shown
 from cluster.goodput import Kind
+from training.buffers import Buffers
+from training.losses import Losses, Poisoned
 from training.recipe import Optimization
 from training.schedule import learning_rate
 from training.task import Arrays, Task, Tensors
 
 REPORT_EVERY_STEPS = 10
-_RECENT_LOSSES = 100
-_FEWEST_TO_JUDGE_A_SPIKE = 20
-_SMALL_BUFFER_VALUES = 65_536
 
 
 class Batch(Protocol):
@@ -66,6 +63,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     cursor: int = 0
+    sound: bool = True
+    """False once a step is known to have ruined it, or may have, unseen: not to be handed on to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +82,6 @@ class StepReport:
     step_s: float
     skipped: bool = False
     """Whether the batch was left out on purpose: the step moved nothing."""
-
-
-class Poisoned(Exception):
-    """A step ruined the weights: its loss or gradient is not finite, or a spike. Every rank raises it.
-
-    It reaches no user: whoever runs the loop goes back behind the step, or gives up (`RunFailed`).
-    """
-
-    def __init__(self, failed: str, *, loss: float, step: int, start: int, stop: int) -> None:
-        super().__init__(failed)
-        self.failed = failed
-        self.loss = loss
-        self.step = step
-        """The step that did it, counted from 1."""
-        self.start = start
-        """Rows [start, stop) by the cursor: its batch."""
-        self.stop = stop
 
 
 class Hooks(Protocol):
@@ -195,49 +177,63 @@ def train_steps(
         hooks.on_wrapped(wrapped)
     if optimization.compile:
         wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-    losses = _Losses(device, world, spike_factor)
-    buffers = _Buffers(state.model)
+    losses = Losses(device, world, spike_factor)
+    buffers = Buffers(state.model)
     waited_from_s = time.monotonic()
     hooks.switch("data")
-    for batch in batches:
-        started_s = time.monotonic()
-        hooks.begin_step(state.step)
-        skipped = hooks.is_skipped(batch.cursor)
-        if not skipped:
-            hooks.switch("compute")
-            torch.manual_seed(_seed(optimization.seed, f"step {state.step} rank {rank}"))
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, total_steps, optimization)
-            try:
-                part = _step(task, state, wrapped, batch, optimization, world, device, hooks)
-                losses.add(state.step + 1, batch, part)
-            except BaseException:
-                buffers.put_back()
-                state.optimizer.zero_grad(set_to_none=True)
-                raise
-            buffers.keep()
-        state.step += 1
-        state.cursor = batch.next_cursor
-        due = state.step % REPORT_EVERY_STEPS == 0 or state.step == total_steps or hooks.is_due(state.step)
-        if due and world > 1 and device.type == "cpu":  # on CUDA the host waits for computation there
-            hooks.switch("communication")
-        mean_loss = losses.reduce() if due else None
-        hooks.switch("compute")
-        now_s = time.monotonic()
-        hooks.on_step(
-            StepReport(
-                step=state.step,
-                cursor=state.cursor,
-                epoch=batch.epoch,
-                global_rows=batch.global_rows,
-                loss=mean_loss,
-                data_wait_s=started_s - waited_from_s,
-                step_s=now_s - waited_from_s,
-                skipped=skipped,
+    with _marking_ruin(state, losses):
+        for batch in batches:
+            started_s = time.monotonic()
+            hooks.begin_step(state.step)
+            skipped = hooks.is_skipped(batch.cursor)
+            if not skipped:
+                hooks.switch("compute")
+                torch.manual_seed(_seed(optimization.seed, f"step {state.step} rank {rank}"))
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate(state.step, total_steps, optimization)
+                try:
+                    part = _step(task, state, wrapped, batch, optimization, world, device, hooks)
+                    losses.add(state.step + 1, batch.cursor, batch.next_cursor, part)
+                except BaseException:
+                    buffers.put_back()
+                    state.optimizer.zero_grad(set_to_none=True)
+                    raise
+                buffers.keep()
+            state.step += 1
+            state.cursor = batch.next_cursor
+            due = (
+                state.step % REPORT_EVERY_STEPS == 0 or state.step == total_steps or hooks.is_due(state.step)
             )
-        )
-        waited_from_s = time.monotonic()
-        hooks.switch("data")
+            if due and world > 1 and device.type == "cpu":  # on CUDA the host waits for computation there
+                hooks.switch("communication")
+            mean_loss = losses.reduce() if due else None
+            hooks.switch("compute")
+            now_s = time.monotonic()
+            hooks.on_step(
+                StepReport(
+                    step=state.step,
+                    cursor=state.cursor,
+                    epoch=batch.epoch,
+                    global_rows=batch.global_rows,
+                    loss=mean_loss,
+                    data_wait_s=started_s - waited_from_s,
+                    step_s=now_s - waited_from_s,
+                    skipped=skipped,
+                )
+            )
+            waited_from_s = time.monotonic()
+            hooks.switch("data")
+
+
+@contextlib.contextmanager
+def _marking_ruin(state: TrainState, losses: Losses) -> Iterator[None]:
+    """Where the loop is broken off, say of the state whether a step may have ruined it that nobody judged."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Poisoned) or losses.are_in_doubt():
+            state.sound = False
+        raise
 
 
 def _wrapped(model: torch.nn.Module, world: int) -> torch.nn.Module:
@@ -321,81 +317,6 @@ def _exchanging(wrapped: torch.nn.Module, last: bool) -> contextlib.AbstractCont
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(last)
     return contextlib.nullcontext()
-
-
-class _Buffers:
-    """Copies of the buffers that forward passes move, such as running means, as of the last finished step.
-
-    Large ones, mostly tables that never move, are copied only if the first step has moved them. (Version
-    counters would tell more cheaply, but batch norm's kernels move buffers without counting.)
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._kept = [(b, b.detach().clone()) for b in model.buffers() if b.numel()]
-        self._first = True
-
-    def keep(self) -> None:
-        """The step is finished: what it moved is the new state."""
-        if self._first:
-            self._first = False
-            self._kept = [
-                (b, copy)
-                for b, copy in self._kept
-                if b.numel() <= _SMALL_BUFFER_VALUES or not torch.equal(b, copy)
-            ]
-        for buffer, copy in self._kept:
-            copy.copy_(buffer)
-
-    def put_back(self) -> None:
-        with torch.no_grad():
-            for buffer, copy in self._kept:
-                buffer.copy_(copy)
-
-
-class _Losses:
-    """The losses since the last report, exchanged between ranks only when they are asked for."""
-
-    def __init__(self, device: torch.device, world: int, spike_factor: float | None) -> None:
-        self._device = device
-        self._world = world
-        self._spike_factor = spike_factor
-        self._steps: list[tuple[int, int, int]] = []
-        self._parts: list[torch.Tensor] = []
-        self._recent: deque[float] = deque(maxlen=_RECENT_LOSSES)
-
-    def add(self, step: int, batch: Batch, part: torch.Tensor) -> None:
-        """Note this rank's part of a step's loss, without waiting for it to be computed."""
-        self._steps.append((step, batch.cursor, batch.next_cursor))
-        self._parts.append(part)
-
-    def reduce(self) -> float | None:
-        """The mean loss of the steps since the last call; None if each was skipped.
-
-        Raises:
-            Poisoned: one of them ruined the weights.
-        """
-        if not self._parts:
-            return None
-        losses_S = torch.stack(self._parts)
-        if self._world > 1:
-            dist.all_reduce(losses_S)
-        values = losses_S.tolist()
-        steps, self._steps, self._parts = self._steps, [], []
-        for (step, start, stop), loss in zip(steps, values, strict=True):
-            why = self._ruinous(step, loss)
-            if why:
-                raise Poisoned(why, loss=loss, step=step, start=start, stop=stop)
-            self._recent.append(loss)
-        return math.fsum(values) / len(values)
-
-    def _ruinous(self, step: int, loss: float) -> str:
-        if not math.isfinite(loss):
-            return f"the loss or its gradient is not a finite number at step {step}"
-        if self._spike_factor is not None and len(self._recent) >= _FEWEST_TO_JUDGE_A_SPIKE:
-            usual = statistics.median(self._recent)
-            if loss > self._spike_factor * usual:
-                return f"the loss at step {step} is over {self._spike_factor:g} times the usual {usual:.4g}"
-        return ""
 
 
 def _to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:

@@ -3,8 +3,11 @@
 A data-parallel state is whole on every worker, so a generation takes it from whoever is furthest ahead.
 A sharded one breaks with its group, and is read back from the newest whole checkpoint.
 
+A worker that was not in the latest generations, because it was lent or on its way out, may be all that is
+left, with a state older than what the others have saved since: then the checkpoint is taken.
+
 While a state is being overwritten it counts as none: a worker that fails in the middle of it has nothing
-to give to the next generation.
+to give to the next generation. Neither has one whose state a step may have ruined.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from cluster.errors import Damaged, NotFound
+from cluster.errors import Damaged, NotFound, StorageError
 from cluster.events import EventWriter
 from cluster.manifest import Artifacts
 from cluster.runs import Run
@@ -22,7 +25,7 @@ from training.group import Group
 from training.line import Line, LineRecord
 from training.loop import TrainState, new_state
 from training.recipe import Recipe
-from training.replicate import furthest, replicate
+from training.replicate import Mark, furthest, replicate
 from training.sharding import shard
 from training.task import Task
 
@@ -42,6 +45,8 @@ class Memory:
         self._empty = CheckpointMeta(step=0, cursor=0, fingerprint=fingerprint, ledger=())
         self._sharded = False
         self._state: TrainState | None = None
+        self._generation = -1
+        """The last one that trained the state."""
         self._record = LineRecord(meta=self._empty, skips={}, newest=0, checkpoint=0)
         self.checkpoint = 0
         """The newest checkpoint that this worker knows of, 0 for none."""
@@ -60,16 +65,19 @@ class Memory:
         """The state's line, to be continued by this group."""
         return Line(self._record.meta, dict(self._record.skips), group.attempt, group.world)
 
-    def keep(self, line: Line) -> None:
-        """The group ends: remember where its line stands. A sharded state goes with it."""
-        if self._state is not None:
-            self._record = LineRecord(
-                meta=line.to(self._state),
-                skips=line.skips,
-                newest=max(self.head, self.checkpoint),
-                checkpoint=self.checkpoint,
-            )
-        if self._sharded:
+    def keep(self, line: Line, events: EventWriter) -> None:
+        """The group ends: remember where its line stands. A sharded state goes with it, and a ruined one."""
+        if self._state is None:
+            return
+        self._record = LineRecord(
+            meta=line.to(self._state),
+            skips=line.skips,
+            newest=max(self.head, self.checkpoint),
+            checkpoint=self.checkpoint,
+        )
+        if not self._state.sound:
+            events.write("state-let-go", step=self._state.step, why="a step may have ruined it, unjudged")
+        if self._sharded or not self._state.sound:
             self._state = None
 
     def agree(self, group: Group, events: EventWriter) -> Source:
@@ -83,18 +91,27 @@ class Memory:
         if self._recipe.strategy == "fsdp":
             self._state = None  # its shards, or its wholeness, belong to the group before
         self._sharded = self._recipe.strategy == "fsdp" and group.world > 1
-        held = self._state
-        leader = furthest(group, held.step if held else None, self._device)
+        source = self._from_anywhere(group, events)
+        self._generation = group.generation
+        return source
+
+    def _from_anywhere(self, group: Group, events: EventWriter) -> Source:
+        mark = Mark(self._state.step, self._generation) if self._state else None
+        leader = furthest(group, mark, self._device)
         if leader is None:
             self._share_skips(group)
             return self._from_store(group, events)
-        source, steps = leader
-        self._share_line(group, source)
-        if any(step != steps[source] for step in steps):
-            if group.rank != source:
+        if leader.mark.generation < group.generation - 1:  # others went on without it, and may have saved
+            self._share_skips(group)
+            if self._has_newer(group, leader.mark.step, events):
+                return "store"
+        self._share_line(group, leader.rank)
+        if not leader.is_shared:
+            held = self._state
+            if group.rank != leader.rank:
                 self._state = None
             state = held or new_state(self._task, self._recipe.optimization, self._device)
-            replicate(state, source, group)
+            replicate(state, leader.rank, group)
             state.step, state.cursor = self._record.meta.step, self._record.meta.cursor
             self._state = state
         self.saved_step = -1
@@ -130,19 +147,67 @@ class Memory:
         self.head = max(self.head, self._record.newest)
         self.checkpoint = max(self.checkpoint, self._record.checkpoint)
 
+    def _has_newer(self, group: Group, step: int, events: EventWriter) -> bool:
+        """Take the newest checkpoint that every rank finds whole, if it is beyond `step`.
+
+        A store that is out of reach has none: going on from memory repeats steps at worst, and ends no run.
+        """
+        head = 0
+        if group.rank == 0:
+            try:
+                head = self._run.checkpoints().head()
+            except StorageError as error:
+                events.write("checkpoints-not-seen", why=str(error))
+        state = self._blank_state()
+        number, meta = self._load_newest(state, group, events, head, beyond=step)
+        if number:
+            self._adopt(state, number, meta)
+        return number > 0
+
     def _from_store(self, group: Group, events: EventWriter) -> Source:
         """The newest checkpoint that every rank finds whole, loaded on every rank; else a fresh state."""
         held, self._state = self._state, None
-        prepare = shard if self._sharded else None
         # Anew each time: what a failed load has overwritten must not pass for a beginning.
-        state = new_state(self._task, self._recipe.optimization, self._device, prepare)
+        state = self._blank_state()
+        head = self._run.checkpoints().head() if group.rank == 0 else 0
+        number, meta = self._load_newest(state, group, events, head)
+        self._state = held
+        self._adopt(state, number, meta)
+        return "store" if number else "fresh"
+
+    def _blank_state(self) -> TrainState:
+        prepare = shard if self._sharded else None
+        return new_state(self._task, self._recipe.optimization, self._device, prepare)
+
+    def _adopt(self, state: TrainState, number: int, meta: CheckpointMeta) -> None:
+        """Go on with what was loaded from checkpoint `number`, 0 for nothing."""
+        held = self._state or state
+        # Whoever works with the state that was held goes on with this one.
+        held.model, held.optimizer, held.sound = state.model, state.optimizer, True
+        held.step, held.cursor = meta.step, meta.cursor
+        self._state, self.checkpoint = held, number
+        self._record = LineRecord(meta=meta, skips=self._record.skips, newest=self.head, checkpoint=number)
+        self.saved_step = meta.step if number else -1
+
+    def _load_newest(
+        self, state: TrainState, group: Group, events: EventWriter, head: int, beyond: int = -1
+    ) -> tuple[int, CheckpointMeta]:
+        """Load the newest checkpoint that every rank finds whole, if its step is beyond one.
+
+        Args:
+            head: the newest number in the log, which rank 0 has looked up.
+
+        Returns:
+            Its number and what it records; 0 where there is none.
+
+        Raises:
+            Damaged: any would do, and there are some, but none is whole.
+        """
         artifacts = self._run.checkpoints()
-        skips = self._record.skips
-        meta = self._empty
-        self.head = self._from_rank_0(group, artifacts.head() if group.rank == 0 else 0)
-        number, tried = self.head, 0
+        number, tried = self._from_rank_0(group, head), 0
+        self.head = max(self.head, number)
         while number > 0:
-            found = _standing(artifacts, number, events) if group.rank == 0 else 0
+            found = _standing(artifacts, number, events, beyond) if group.rank == 0 else 0
             number = self._from_rank_0(group, found)
             if number == _NONE_READABLE:
                 number, tried = 0, tried + 1
@@ -152,27 +217,15 @@ class Memory:
             loaded = self._load(state, artifacts, number, events)
             if self._all(group, loaded is not None):
                 assert loaded is not None
-                meta = loaded
-                break
+                return number, loaded
             number -= 1
-        if tried and meta is self._empty:
+        if tried and beyond < 0:
             raise Damaged(
                 "no checkpoint of the run is whole",
                 got=f"{tried} damaged or deleted checkpoints",
                 fix="restore the store from a backup, or start a new run",
             )
-        state.step, state.cursor = meta.step, meta.cursor
-        if held is not None:  # whoever works with the state goes on with this one
-            held.model, held.optimizer, held.step, held.cursor = (
-                state.model,
-                state.optimizer,
-                state.step,
-                state.cursor,
-            )
-        self._state, self.checkpoint = held or state, number
-        self._record = LineRecord(meta=meta, skips=skips, newest=self.head, checkpoint=number)
-        self.saved_step = meta.step if number else -1
-        return "store" if number else "fresh"
+        return 0, self._empty
 
     def _load(
         self, state: TrainState, artifacts: Artifacts, number: int, events: EventWriter
@@ -196,17 +249,19 @@ class Memory:
         return bool(agreed)
 
 
-def _standing(artifacts: Artifacts, number: int, events: EventWriter) -> int:
-    """The newest checkpoint from `number` downwards whose manifest can be read.
+def _standing(artifacts: Artifacts, number: int, events: EventWriter, beyond: int) -> int:
+    """The newest checkpoint from `number` downwards whose manifest can be read, if its step is beyond one.
 
     Returns:
-        Its number; 0 where there are none but fences, `_NONE_READABLE` where there are, all damaged.
+        Its number; 0 where it isn't beyond, or there are none but fences; `_NONE_READABLE` where there are
+        others, all damaged.
     """
     none = 0
     for candidate in range(number, 0, -1):
         try:
-            if not artifacts.read(candidate).is_fence:
-                return candidate
+            manifest = artifacts.read(candidate)
+            if not manifest.is_fence:
+                return candidate if beyond < 0 or manifest.meta.get("step", 0) > beyond else 0
         except (Damaged, NotFound) as error:
             events.write("checkpoint-passed-over", checkpoint=candidate, why=str(error))
             none = _NONE_READABLE

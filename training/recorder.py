@@ -114,10 +114,8 @@ class Recorder:
         control = self._seat.control
         control.step, control.waiting = step.step, False
         control.progress += 1
-        if step.skipped:
-            self._line.passed(self._state)
-            if self._reporter:
-                self._seat.events.write("batch-skipped", step=step.step, cursor=step.cursor)
+        if step.skipped and self._reporter:
+            self._seat.events.write("batch-skipped", step=step.step, cursor=step.cursor)
         if step.loss is not None:
             self._losses.append(step.loss)
         agreed = self._agreement.take(step.step)

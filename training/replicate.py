@@ -8,6 +8,8 @@ Knows nothing of files; a sharded (FSDP) state isn't whole on any worker, and is
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import orjson
 import torch
 import torch.distributed as dist
@@ -18,21 +20,40 @@ from training.loop import TrainState
 _KEY = "replicate"
 
 
-def furthest(group: Group, step: int | None, device: torch.device) -> tuple[int, list[int]] | None:
-    """Who is furthest ahead. Every rank calls it with the step of the state it holds, None without one.
+class Mark(NamedTuple):
+    """Where a state stands. Two that stand alike are the same; later steps are greater."""
+
+    step: int
+    generation: int
+    """The last one that trained it."""
+
+
+class Leader(NamedTuple):
+    """Whose state a group takes."""
+
+    rank: int
+    mark: Mark
+    is_shared: bool
+    """Whether every rank holds that very state already."""
+
+
+def furthest(group: Group, mark: Mark | None, device: torch.device) -> Leader | None:
+    """Who is furthest ahead. Every rank calls it with the mark of the state it holds, None without one.
 
     Returns:
-        The rank to take the state from, and every rank's step, -1 for none; None where no one has a state.
+        None where no one has a state.
     """
-    mine = torch.tensor([-1 if step is None else step], device=device)
+    mine = torch.tensor(mark or Mark(-1, -1), device=device)
     if group.world == 1:
-        steps = [int(mine)]
+        gathered = [mine]
     else:
-        all_steps = [torch.zeros_like(mine) for _ in range(group.world)]
-        dist.all_gather(all_steps, mine)
-        steps = [int(s) for s in all_steps]
-    best = max(steps)
-    return None if best < 0 else (steps.index(best), steps)
+        gathered = [torch.zeros_like(mine) for _ in range(group.world)]
+        dist.all_gather(gathered, mine)
+    marks = [Mark(*each.tolist()) for each in gathered]
+    best = max(marks)
+    if best.step < 0:
+        return None
+    return Leader(marks.index(best), best, is_shared=all(mark == best for mark in marks))
 
 
 def replicate(state: TrainState, source: int, group: Group) -> None:

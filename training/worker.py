@@ -31,7 +31,8 @@ from training.flops import tell_flops
 from training.goodput import Account, AccountTeller
 from training.group import Group, from_environment
 from training.line import Line
-from training.loop import Poisoned, train_steps
+from training.loop import train_steps
+from training.losses import Poisoned
 from training.memory import Memory
 from training.progress import Progress
 from training.recipe import Recipe
@@ -174,7 +175,7 @@ class Worker:
             outcome = Outcome(state.step, 0.0, paused=True, saved=stop.saved)
         finally:
             recorder.close()
-            self._memory.keep(line)
+            self._memory.keep(line, events)
             agreement.close()
             saver.close()
         events.write(

@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from members import Company, wait_until
-from recording_task import write_line
+from recording_task import consumed_along_committed_line, write_line
 
 from cluster.clock import SYSTEM_CLOCK
 from cluster.events import read_events
 from cluster.runs import Run
 from cluster.storage import open_store
 from training.checkpoints.checkpoint import load_checkpoint
+from training.checks import prepare
 from training.crew.messages import Ended, Failed, Joined, Part, Parted, Pause, Paused
+from training.data.audit import audit
+from training.data.dataset import Dataset
 from training.facts import DatasetFacts
 from training.loop import new_state
 from training.recipe import Recipe
-from training.run import prepare
 from training.tasks import build_task
 
 ROWS = 240
@@ -55,6 +57,19 @@ def company(tmp_path: Path) -> Iterator[Company]:
     recipe, run = started(tmp_path, "r")
     with Company(recipe, run.record().facts) as company:
         yield company
+
+
+def audited_rows(run: Run, log_dir: Path, skipped: int = 0) -> list[list[int]]:
+    """The rows of every committed step, after a look at the run's ledger."""
+    found = audit(run)
+    assert not found.problems
+    assert sum(each.rows for each in found.skipped) == skipped
+    return consumed_along_committed_line(list(read_events(run.store, run.prefix)), log_dir)
+
+
+def saved_step(run: Run) -> int:
+    newest = run.checkpoints().last()
+    return newest.meta["step"] if newest else 0
 
 
 def final_weights(recipe: Recipe, run: Run) -> dict[str, torch.Tensor]:
@@ -147,3 +162,82 @@ def test_too_many_ruinous_batches_end_the_run_clearly(tmp_path: Path) -> None:
         failed = company.members["a"].hear(Failed)
     assert not failed.retryable
     assert failed.error["allowed"] == "faults.skip_at_most: 1"
+
+
+def test_a_ruined_state_is_not_handed_on_and_the_right_batch_is_blamed(tmp_path: Path) -> None:
+    """The peer dies before anybody has judged the step that ruined the weights of both."""
+    plan = Dataset.open(write_line(tmp_path / "train", ROWS)).plan(0)
+    recipe, run = started(
+        tmp_path,
+        "deadly",
+        options={"log_dir": str(tmp_path / "log"), "deadly_row": int(plan.row_ids(0, 87, 88)[0])},
+        optimization={"global_batch_size": 8, "epochs": 1, "learning_rate": 0.03, "seed": 0},
+        checkpoint={"every_s": None, "every_steps": 5},
+    )
+    with Company(recipe, run.record().facts) as company:
+        members = company.members
+        company.hire("a", "b", "c")
+        company.form("a", "b")
+        parted = members["a"].hear(Parted)
+        assert parted.step == 12
+        company.form("a", "c")
+        assert members["c"].hear(Joined).step <= 10
+        for name in "ac":
+            members[name].hear(Ended)
+    events = list(read_events(run.store, run.prefix))
+    assert [e["rows"] for e in events if e["event"] == "rolled-back"] == [[80, 88]]
+    assert [e["step"] for e in events if e["event"] == "state-let-go"] == [12]
+    left_out = audit(run).skipped
+    assert [(each.position, each.rows) for each in left_out] == [(80, 8)]
+
+
+def test_a_checkpoint_wins_over_the_older_state_of_one_who_was_away(tmp_path: Path) -> None:
+    recipe, run = started(tmp_path, "away")
+    with Company(recipe, run.record().facts) as company:
+        members = company.members
+        company.hire("a", "b", "c", "d")
+        company.form("a", "b", "c")
+        wait_until(lambda: members["a"].step >= 5)
+        members["a"].order(Pause(generation=1, save=False))
+        steps = [members[name].hear(Paused).step for name in "abc"]
+        company.form("a", "b")
+        wait_until(lambda: saved_step(run) > steps[0])
+        for name in "ab":
+            members[name].kill()
+        company.form("c", "d")
+        joined = members["d"].hear(Joined)
+        assert (joined.source, joined.step) == ("store", saved_step(run))
+        for name in "cd":
+            members[name].hear(Ended)
+    assert not audit(run).problems
+    final_weights(recipe, run)
+
+
+def test_a_sharded_run_loses_a_rank_shrinks_and_grows(tmp_path: Path) -> None:
+    recipe, run = started(tmp_path, "sharded", strategy="fsdp")
+    with Company(recipe, run.record().facts) as company:
+        members = company.members
+        company.hire("a", "b", "c")
+        company.form("a", "b")
+        wait_until(lambda: saved_step(run) > 0)
+        members["b"].kill()
+        members["a"].hear(Parted)
+        company.form("c", "a")
+        joined = members["a"].hear(Joined)
+        assert (joined.source, joined.step) == ("store", saved_step(run))
+
+        for generation, names in ((2, ["a"]), (3, ["a", "c"])):
+            host = members["c" if generation == 2 else "a"]
+            wait_until(lambda joined=joined, host=host: host.step >= joined.step + 3)  # type: ignore[misc]
+            host.order(Pause(generation=generation, save=False))
+            paused = members["a"].hear(Paused)
+            assert paused.saved
+            company.form(*names)
+            joined = members["a"].hear(Joined)
+            assert (joined.source, joined.step) == ("store", paused.step)
+        for name in "ac":
+            members[name].hear(Ended)
+    steps = audited_rows(run, tmp_path / "log")
+    for epoch in range(2):
+        rows = [row for step in steps[epoch * 30 : epoch * 30 + 30] for row in step]
+        assert sorted(rows) == list(range(ROWS))

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.errors import BadInput
 from cluster.goodput import Kind
 from training.facts import ColumnFacts, DatasetFacts
-from training.loop import Poisoned, StepReport, TrainState, new_state, train_steps
+from training.loop import StepReport, TrainState, new_state, train_steps
+from training.losses import Poisoned
 from training.recipe import Optimization
 from training.schedule import learning_rate
 from training.task import TARGET, Arrays, Tensors
