@@ -75,6 +75,7 @@ class World:
         self.taken: dict[str, int] = {}
         """By others, per node."""
         self.draining: frozenset[str] = frozenset()
+        self.dead: frozenset[str] = frozenset()
         self.end: Outcome | TandemError | None = None
         self.records: list[Record] = []
         self.roles: set[tuple[int, int]] = set()
@@ -173,6 +174,8 @@ class World:
         self.send("ray", lambda: self.obey(self.roster.keeper_lost(node, "its keeper was lost", self.now_s)))
 
     def lose_node(self, node: str) -> None:
+        self.dead |= {node}
+        self.send("ray", lambda: self.obey(self.roster.dead(self.dead, self.now_s)))
         self.lose_keeper(node)
         self.nodes.pop(node, None)
         if any(seat.node == node for seat in self.group):

@@ -167,6 +167,17 @@ def test_room_that_appears_is_used() -> None:
     assert w.redone <= 1
 
 
+def test_nothing_is_waited_for_on_a_node_that_is_gone() -> None:
+    w = world(steps=120, nodes={"n0": 1, "n1": 1}, min_workers=1, max_workers=2)
+    w.slow_s = 60  # Ray Train takes its time to give up the seat there
+    at(w, 75, lambda: w.lose_node("n1"))
+    found: list[dict[str, Any]] = []
+    at(w, 79, lambda: found.append(w.roster.summary(w.now_s)))
+    w.run(400)
+    assert isinstance(w.end, Outcome)
+    assert (found[0]["world"], found[0]["phase"]) == (1, "training")
+
+
 def test_a_draining_node_is_left_with_a_checkpoint() -> None:
     w = world(steps=120)
 

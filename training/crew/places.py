@@ -32,6 +32,8 @@ class Places:
         self._room_since_s = math.inf
         self.keepers: set[str] = set()
         self.draining: frozenset[str] = frozenset()
+        self.dead: frozenset[str] = frozenset()
+        """Nodes that will not come back, so that no keeper of theirs is worth waiting for."""
         self.loan = Loan(rules)
 
     @property
@@ -104,7 +106,7 @@ class Places:
         usable = [seat for seat in staying if seat.node in self.keepers]
         enough = len(usable) >= self._rules.min_workers
         patience_s = self._rules.keeper_s / 4 if enough else self._rules.keeper_s
-        awaited = [seat for seat in staying if seat.node not in self.keepers]
+        awaited = [s for s in staying if s.node not in self.keepers and s.node not in self.dead]
         if not enough or any(now_s - self._wanted_s.get(s.node, now_s) <= patience_s for s in awaited):
             return []
         return usable

@@ -125,6 +125,11 @@ class Roster:
         self._places.draining = nodes
         return self._settled(now_s)
 
+    def dead(self, nodes: frozenset[str], now_s: float) -> list[Decision]:
+        """These nodes are gone for good."""
+        self._places.dead = nodes
+        return self._settled(now_s)
+
     def capacity(self, workers: int, now_s: float) -> list[Decision]:
         """This run could hold the resources of so many workers in all, on nodes that stay."""
         self._places.capacity(workers, now_s)
