@@ -211,10 +211,18 @@ class Coordinator:
         try:
             await post.handle.work.remote()
             why = "its keeper ended"
-        except ray.exceptions.RayError as error:
-            why = "its node was lost" if "node" in str(error).lower() else "its keeper was lost"
+        except ray.exceptions.RayError:
+            why = "its node was lost" if await self._is_dead(node) else "its keeper was lost"
         if self._keepers.get(node) is post:
             self._dismiss(node, why)
+
+    async def _is_dead(self, node: str) -> bool:
+        """Whether Ray has lost a node; if so, nothing is waited for there."""
+        with contextlib.suppress(Exception):  # Ray's state raises whatever; the survey looks again
+            dead = await asyncio.to_thread(_dead_nodes)
+            self._carry_out(self._roster.dead(dead, time.monotonic()))
+            return node in dead
+        return False
 
     def _dismiss(self, node: str, why: str) -> None:
         post = self._keepers.pop(node)
@@ -283,6 +291,7 @@ class Coordinator:
             try:
                 draining = frozenset(await asyncio.to_thread(ray._private.state.state.get_draining_nodes))
                 self._carry_out(self._roster.draining(draining, time.monotonic()))
+                self._carry_out(self._roster.dead(await asyncio.to_thread(_dead_nodes), time.monotonic()))
                 if not elastic or not self._roster.seats:
                     continue
                 workers = await asyncio.to_thread(
@@ -372,6 +381,10 @@ class _Post:
 
 def _line(order: Any) -> bytes:
     return bytes(order.model_dump_json().encode()) + b"\n"
+
+
+def _dead_nodes() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if not node["Alive"])
 
 
 def _capacity(worker: dict[str, float], seats: Sequence[Seat], avoided: frozenset[str]) -> int:
