@@ -2,10 +2,12 @@
 
 import pytest
 
+from cluster import trials
 from cluster.errors import Damaged, NotFound, StorageError
 from cluster.names import ModelRef
 from cluster.registry import Registry, Version
 from cluster.storage import memory_store
+from cluster.trial import Trial
 from serving.follow import FIRST_RETRY_S, Follower
 
 
@@ -23,16 +25,22 @@ class Fixture:
         self.broken: set[int] = set()
         self.swapped: list[int] = []
         self.failed: list[int | None] = []
+        self.loads: list[int] = []
+        self.tried: list[tuple[float | None, int | None, str | None]] = []
         self.follower = Follower(
             self.registry,
             ModelRef.parse(ref),
             load=self.load,
             swap=self.swapped.append,
             failed=lambda version, error: self.failed.append(version.version if version else None),
+            tried=lambda trial, loaded, broken: self.tried.append(
+                (trial.percent if trial else None, loaded, broken)
+            ),
             clock=self.clock,  # type: ignore[arg-type]
         )
 
     def load(self, version: Version) -> int:
+        self.loads.append(version.version)
         if version.version in self.broken:
             raise Damaged("broken")
         return version.version
@@ -125,3 +133,72 @@ def test_a_store_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) ->
     assert f.failed == [None, None]
     f.follower.poll()
     assert f.swapped == [2]
+
+
+def begin(f: Fixture, version: int) -> Trial:
+    entry = trials.begin(f.registry, "m", "live", version, mode="canary", steps=(1, 50), why="t")
+    trial = entry.aliases["live"].trial
+    assert trial is not None
+    return trial
+
+
+def test_a_candidate_is_loaded_once_from_trial_to_promotion() -> None:
+    f = Fixture()
+    f.register()
+    f.follower.first()
+    f.register(promote=False)
+    trial = begin(f, 2)
+    f.follower.poll()
+    trials.advance(f.registry, "m", "live", trial, why="t")
+    f.follower.poll()
+    f.follower.poll()
+    f.registry.promote("m", "live", 2, why="t")
+    f.follower.poll()
+    assert f.tried == [(1, 2, None), (50, 2, None), (None, None, None)]
+    assert f.swapped == [2]
+    assert f.loads == [1, 2]
+
+
+def test_a_replica_that_starts_during_a_trial_takes_part() -> None:
+    f = Fixture()
+    f.register()
+    f.register(promote=False)
+    begin(f, 2)
+    assert f.follower.first() == 1
+    f.follower.poll()
+    assert f.tried == [(1, 2, None)]
+
+
+def test_a_broken_candidate_is_reported_and_not_tried_again() -> None:
+    f = Fixture()
+    f.register()
+    f.follower.first()
+    f.broken.add(2)
+    f.register(promote=False)
+    begin(f, 2)
+    for _ in range(3):
+        f.follower.poll()
+    assert f.tried == [(1, None, "broken")]
+    assert f.loads == [1, 2]
+    trials.abandon(f.registry, "m", "live", why="t")
+    f.follower.poll()
+    assert f.tried[-1] == (None, None, None)
+    assert f.swapped == []
+
+
+def test_a_store_that_is_away_is_no_fault_of_the_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = Fixture()
+    f.register()
+    f.follower.first()
+    f.register(promote=False)
+    begin(f, 2)
+
+    def away(*_: object) -> None:
+        raise StorageError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f.follower, "_load", away)
+        f.follower.poll()
+    assert f.tried == []
+    f.follower.poll()
+    assert f.tried == [(1, 2, None)]
