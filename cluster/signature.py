@@ -46,6 +46,12 @@ class Tensor(Frozen):
 
     `shape` has -1 for axis 0 (the batch) and for whatever else may vary. With `nullable`, a missing
     value may stand in it: NaN in a float tensor, the empty string in a BYTES tensor.
+
+    Requests whose inputs differ along a free axis share a batch only where every such input has a `padding`,
+    the value its rows are filled up with at the end, and every output with free axes says by `follows` which
+    input's free axes it has, in order: each answer is then cut back to its own request's length. The graph
+    must give the same for what was there before, however much is filled up (an attention mask filled up
+    with 0, for example).
     """
 
     name: str = Field(pattern=r"^[^\x00-\x1f]{1,200}$")
@@ -53,6 +59,8 @@ class Tensor(Frozen):
     shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=8)]
     encoding: ImageEncoding | None = None
     nullable: bool = False
+    padding: bool | int | float | str | None = None
+    follows: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Tensor:
@@ -64,6 +72,10 @@ class Tensor(Frozen):
                 raise ValueError("an image tensor is UINT8 [-1, height, width, channels]")
         if self.nullable and self.dtype not in ("FP16", "FP32", "FP64", "BYTES"):
             raise ValueError("only float and BYTES tensors can hold missing values")
+        if (self.padding is not None or self.follows is not None) and -1 not in self.shape[1:]:
+            raise ValueError("an axis beyond axis 0 that is -1, for padding or follows to mean something")
+        if self.padding is not None and not _is_of(self.dtype, self.padding):
+            raise ValueError(f"a padding that a {self.dtype} tensor can hold, not {self.padding!r}")
         return self
 
 
@@ -81,8 +93,29 @@ class Signature(Frozen):
             names = [tensor.name for tensor in side]
             if len(set(names)) != len(names):
                 raise ValueError("tensor names that differ from one another")
+        for tensor in self.outputs:
+            source = self.input(tensor.follows) if tensor.follows is not None else None
+            if tensor.padding is not None or (tensor.follows is not None and source is None):
+                raise ValueError(f"outputs that follow an input and have no padding, unlike '{tensor.name}'")
+            if source is not None and source.shape[1:].count(-1) != tensor.shape[1:].count(-1):
+                raise ValueError(f"as many free axes in '{tensor.name}' as in the input it follows")
+        if any(tensor.follows is not None for tensor in self.inputs):
+            raise ValueError("inputs that follow nothing")
         return self
 
     def input(self, name: str) -> Tensor | None:
         """The input called `name`, if there is one."""
         return next((tensor for tensor in self.inputs if tensor.name == name), None)
+
+
+def _is_of(dtype: DataType, value: bool | int | float | str) -> bool:
+    """Whether a tensor of that type can hold the value."""
+    if dtype == "BYTES" or isinstance(value, str):
+        return dtype == "BYTES" and isinstance(value, str)
+    if dtype == "BOOL" or isinstance(value, bool):
+        return dtype == "BOOL" and isinstance(value, bool)
+    if dtype in ("FP16", "FP32", "FP64"):
+        return True
+    bits = int(dtype.removeprefix("U").removeprefix("INT"))
+    least, most = (0, 2**bits - 1) if dtype.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return isinstance(value, int) and least <= value <= most

@@ -14,7 +14,6 @@ import orjson
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, WrongMethod, shown
-from serving.admission import deadline_s
 from serving.guard import Guard
 from serving.http import HttpApp, Request, Response, WhileConnected
 from serving.metrics import ReplicaMetrics
@@ -22,6 +21,7 @@ from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
 from serving.protocol.openapi import openapi
 from serving.protocol.reading import refuse_encodings
+from serving.protocol.terms import read_terms
 from serving.replica import Loaded, Replica
 
 LONG_BODY_BYTES = 128 * 1024
@@ -145,9 +145,10 @@ class ModelApp(HttpApp):
         return parse(body, hints)
 
     async def _run(self, loaded: Loaded, request: Request, parsed: Any, now_s: float) -> Any:
-        limit_s = deadline_s(now_s, self._slo_s, request.headers.get(b"x-request-timeout-seconds"))
+        terms = read_terms(request.headers, parsed.parameters)
+        deadline_s = terms.deadline_s(now_s, self._slo_s)
         with WhileConnected(request):
-            return await self._replica.infer(loaded, parsed, limit_s)
+            return await self._replica.infer(loaded, parsed, deadline_s, terms.priority)
 
     async def _metadata(self, request: Request) -> Response:
         loaded = self._replica.serving

@@ -19,7 +19,10 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotReady
 from cluster.registry import Registry, Version
 from cluster.storage import Store
-from serving.executor import Answer, Executor
+from serving.batching.executor import Answer, Executor
+from serving.batching.model import BatchModel
+from serving.batching.ticket import NORMAL
+from serving.load import Load
 from serving.metrics import ReplicaMetrics
 from serving.protocol.codec import Codec
 from serving.protocol.limits import Limits
@@ -39,7 +42,7 @@ class Loaded:
 
     version: Version
     codec: Codec
-    runtime: Runtime
+    model: BatchModel
     requests: int = 0
     """Requests that were checked by it and aren't answered yet."""
 
@@ -47,6 +50,11 @@ class Loaded:
     def name(self) -> str:
         """The version as protocols and headers write it."""
         return str(self.version.version)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs it."""
+        return self.model.runtime
 
 
 class Replica:
@@ -85,6 +93,11 @@ class Replica:
         """Rows in the queue."""
         return self._executor.waiting_rows if self._executor else 0
 
+    @property
+    def load_now(self) -> Load | None:
+        """How busy it is; None before it serves."""
+        return self._executor.load() if self._executor else None
+
     def load(self, version: Version) -> Loaded:
         """Read, verify and warm a version. Blocks; touches nothing that serves.
 
@@ -94,15 +107,17 @@ class Replica:
         manifest, signature = Registry(self._store).servable(version)
         threads = max(1, int(self.served.replicas.cpus))
         runtime = load_runtime(self._store, manifest, signature, threads=threads)
-        runtime.warm((1, self.served.max_batch_size))
+        model = BatchModel(runtime, signature)
+        model.measure(self.served.max_batch_size, self._clock)
         limits = Limits(max_body_bytes=self.served.max_body_bytes, max_rows=self.served.max_queue_rows)
-        return Loaded(version, Codec(signature, version.model, limits), runtime)
+        return Loaded(version, Codec(signature, version.model, limits), model)
 
     def start(self, loaded: Loaded) -> None:
         """Begin to serve, on the running event loop."""
         self._executor = Executor(
             max_batch_size=self.served.max_batch_size,
             max_queue_rows=self.served.max_queue_rows,
+            slo_s=self.served.slo_ms / 1000,
             observer=self._metrics,
             clock=self._clock,
         )
@@ -133,18 +148,23 @@ class Replica:
             if loaded is not self._serving:
                 self._close_if_idle(loaded)
 
-    async def infer(self, loaded: Loaded, request: InferRequest, deadline_s: float) -> Arrays:
+    async def infer(
+        self, loaded: Loaded, request: InferRequest, deadline_s: float, priority: int = NORMAL
+    ) -> Arrays:
         """Run a request on the version that checked it, which must be leased.
 
         Args:
             deadline_s: on the replica's clock.
+            priority: its level, as `serving.batching.ticket` has them.
 
         Raises:
             Overloaded, DeadlineExceeded: it wasn't run.
             Exception: what the model raised on it.
         """
         assert self._executor is not None, "start() comes first"
-        outcome = await self._executor.submit(loaded.runtime, request.inputs, request.rows, deadline_s)
+        outcome = await self._executor.submit(
+            loaded.model, request.inputs, request.rows, deadline_s, level=priority
+        )
         if isinstance(outcome, Answer):
             return outcome.outputs
         self._metrics.failed(outcome.error)

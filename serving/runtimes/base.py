@@ -30,10 +30,6 @@ class Runtime(Protocol):
         """
         ...
 
-    def warm(self, batch_sizes: tuple[int, ...]) -> None:
-        """Run once at each size, so that the first request doesn't pay for what is set up lazily."""
-        ...
-
     def close(self) -> None:
         """Let go of memory and devices. Nothing may be run afterwards."""
         ...

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cluster.errors import Damaged, shown
 from cluster.inference import onnxruntime
-from cluster.signature import NUMPY_DTYPES, DataType, Signature, Tensor
+from cluster.signature import DataType, Signature, Tensor
 from serving.runtimes.base import Arrays
 
 _ONNX_TYPES: dict[str, DataType] = {
@@ -70,10 +68,6 @@ class OnnxRuntime:
         values = self._session.run(self._output_names, inputs)
         return dict(zip(self._output_names, values, strict=True))
 
-    def warm(self, batch_sizes: tuple[int, ...]) -> None:
-        for rows in batch_sizes:
-            self.run({tensor.name: _blank(tensor, rows) for tensor in self._signature.inputs})
-
     def close(self) -> None:
         del self._session
 
@@ -116,14 +110,4 @@ def _mismatch(what: str, got: str, allowed: str) -> Damaged:
         got=got,
         allowed=allowed or "the tensors of its signature",
         fix="export the model again",
-    )
-
-
-def _blank(tensor: Tensor, rows: int) -> np.ndarray[Any, Any]:
-    """Zeros, or empty strings, of the tensor's type; axes that vary get length 1."""
-    shape = (rows, *(1 if n == -1 else n for n in tensor.shape[1:]))
-    return (
-        np.full(shape, "", dtype=object)
-        if tensor.dtype == "BYTES"
-        else np.zeros(shape, NUMPY_DTYPES[tensor.dtype])
     )

@@ -4,11 +4,10 @@ import asyncio
 import threading
 
 import numpy as np
-import pytest
 
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TooLarge
-from serving.admission import Admission, deadline_s
-from serving.executor import Answer, Executor, Failure
+from serving.batching.executor import Answer, Executor, Failure
+from serving.batching.model import BatchModel
 
 FAR_S = 1e12
 
@@ -22,6 +21,7 @@ class FakeRuntime:
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[list[float]] = []
+        self.model = BatchModel(self)
 
     def run(self, inputs):
         assert self.gate.wait(10)
@@ -30,9 +30,6 @@ class FakeRuntime:
         if (x < 0).any():
             raise ValueError("poison")
         return {"y": x * 2}
-
-    def warm(self, batch_sizes) -> None:
-        pass
 
     def close(self) -> None:
         pass
@@ -43,16 +40,16 @@ def rows(*values: float) -> dict[str, np.ndarray]:
 
 
 def executor(max_batch_size: int = 4, max_queue_rows: int = 16) -> Executor:
-    return Executor(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+    return Executor(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows, slo_s=60)
 
 
 async def queue_up(work: Executor, runtime: FakeRuntime, *requests: dict) -> list[asyncio.Task]:
     """Start `requests` behind one that holds the slot."""
     runtime.gate.clear()
-    tasks = [asyncio.create_task(work.submit(runtime, rows(0), 1, FAR_S))]
+    tasks = [asyncio.create_task(work.submit(runtime.model, rows(0), 1, FAR_S))]
     await asyncio.sleep(0)
     for inputs in requests:
-        tasks.append(asyncio.create_task(work.submit(runtime, inputs, len(inputs["x"]), FAR_S)))
+        tasks.append(asyncio.create_task(work.submit(runtime.model, inputs, len(inputs["x"]), FAR_S)))
     await asyncio.sleep(0)
     return tasks
 
@@ -132,7 +129,7 @@ def test_the_expired_never_run() -> None:
     async def main() -> None:
         runtime, work = FakeRuntime(), executor()
         tasks = await queue_up(work, runtime)
-        late = asyncio.create_task(work.submit(runtime, rows(9), 1, 0.0))
+        late = asyncio.create_task(work.submit(runtime.model, rows(9), 1, 0.0))
         await asyncio.sleep(0)
         work.drop_expired()
         outcome = await late
@@ -150,16 +147,16 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
     async def main() -> None:
         runtime, work = FakeRuntime(), executor(max_batch_size=2, max_queue_rows=2)
         tasks = await queue_up(work, runtime, rows(1), rows(2))
-        refused = await work.submit(runtime, rows(3), 1, FAR_S)
+        refused = await work.submit(runtime.model, rows(3), 1, FAR_S)
         assert isinstance(refused, Failure)
         assert isinstance(refused.error, Overloaded)
         assert refused.error.retry_after_s >= 1
-        impossible = await work.submit(runtime, rows(1, 2, 3), 3, FAR_S)
+        impossible = await work.submit(runtime.model, rows(1, 2, 3), 3, FAR_S)
         assert isinstance(impossible, Failure)
         assert isinstance(impossible.error, TooLarge)
         runtime.gate.set()
         await asyncio.gather(*tasks)
-        assert isinstance(await work.submit(runtime, rows(3), 1, FAR_S), Answer)
+        assert isinstance(await work.submit(runtime.model, rows(3), 1, FAR_S), Answer)
         await work.close()
 
     asyncio.run(main())
@@ -171,7 +168,7 @@ def test_closing_answers_what_was_accepted_and_takes_nothing_more() -> None:
         tasks = await queue_up(work, runtime, rows(1), rows(2))
         closing = asyncio.create_task(work.close())
         await asyncio.sleep(0)
-        late = await work.submit(runtime, rows(3), 1, FAR_S)
+        late = await work.submit(runtime.model, rows(3), 1, FAR_S)
         assert isinstance(late, Failure)
         assert isinstance(late.error, NotReady)
         runtime.gate.set()
@@ -188,35 +185,9 @@ def test_outputs_with_too_few_rows_are_a_failure_not_a_shift() -> None:
 
     async def main() -> None:
         work = executor()
-        outcome = await work.submit(Short(), rows(1), 1, FAR_S)
+        outcome = await work.submit(Short().model, rows(1), 1, FAR_S)
         assert isinstance(outcome, Failure)
         assert "shape (0, 1) for 1 rows" in str(outcome.error)
         await work.close()
 
     asyncio.run(main())
-
-
-def test_retry_after_follows_the_measured_rate() -> None:
-    admission = Admission(max_queue_rows=100)
-    assert admission.retry_after_s(100) == 1
-    for _ in range(50):
-        admission.ran(10, 1.0)
-    assert admission.retry_after_s(100) == pytest.approx(10)
-    assert admission.retry_after_s(10_000) == 60
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected_s"),
-    [
-        (None, 3.0),
-        (b"1", 2.0),
-        (b"60", 3.0),
-        (b"-1", 3.0),
-        (b"nan", 3.0),
-        (b"x", 3.0),
-        (b"0.5", 1.5),
-        (b"1" * 99, 3.0),
-    ],
-)
-def test_a_client_may_ask_for_less_time_only(asked: bytes | None, expected_s: float) -> None:
-    assert deadline_s(1.0, 2.0, asked) == expected_s

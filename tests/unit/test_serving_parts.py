@@ -30,7 +30,6 @@ from serving.service import ServedModel, Service
 
 def test_onnx_runs_batches_of_floats_and_strings() -> None:
     runtime = OnnxRuntime(mlp_graph(4), MLP, threads=1)
-    runtime.warm((1, 8))
     outputs = runtime.run({"x": np.zeros((3, 64), np.float32)})
     assert outputs["label"].tolist() == [LABELS[4]] * 3
     assert outputs["probabilities"].dtype == np.float32

@@ -1,0 +1,308 @@
+"""Runs models off the event loop, batch by batch, and gives each request its own outcome.
+
+It obeys the door and the planner, and tells the latency model how long batches took. A batch that raises is
+run again in halves until the requests that make it raise stand alone; the others get their answers. An
+outcome is a value, an answer or a failure, so that no exception of one request can reach another.
+
+Everything but `_run` happens on the event loop, so nothing here is locked. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from cluster.clock import SYSTEM_CLOCK, Clock
+from cluster.errors import DeadlineExceeded, NotReady, Overloaded
+from serving.batching.door import MIN_RETRY_S, Door
+from serving.batching.form import Arrays
+from serving.batching.model import BatchModel
+from serving.batching.planner import Planner
+from serving.batching.ticket import NORMAL, Part, Plan, Ticket
+from serving.load import Load, LoadWindow
+
+_POLL_S = 0.01
+WAY_BACK_SHARE, MAX_WAY_BACK_S = 0.02, 0.005
+"""Of the SLO, what is kept for the way of an answer to its client."""
+_WEIGHT_OF_NEWEST = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model ran; every output has the request's rows, in order."""
+
+    outputs: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The request was not answered, and why."""
+
+    error: Exception
+
+
+Outcome = Answer | Failure
+
+
+class BatchObserver(Protocol):
+    """Who is told of what happens to batches, on the event loop."""
+
+    def ran(self, rows: int, duration_s: float) -> None:
+        """A batch ran."""
+        ...
+
+    def dropped(self, tickets: int) -> None:
+        """Requests ran out of time before their batch did."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """What the executor keeps beside a ticket."""
+
+    inputs: Arrays
+    future: asyncio.Future[Outcome]
+    pieces: dict[int, Arrays] = field(default_factory=dict)
+    """Outputs by first row, where the request was cut into several batches."""
+    rows_done: int = 0
+
+
+class Executor:
+    """One model's queue and its slots. Made, and called, on the event loop it serves.
+
+    Args:
+        max_batch_size: rows run at once.
+        max_queue_rows: rows that may wait.
+        slo_s: the longest time that requests usually have.
+        slots: batches run at the same time, each in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        max_queue_rows: int,
+        slo_s: float,
+        slots: int = 1,
+        observer: BatchObserver | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._planner = Planner(max_batch_rows=max_batch_size, slo_s=slo_s, slots=slots)
+        self._door = Door(
+            max_batch_rows=max_batch_size, max_queue_rows=max_queue_rows, slo_s=slo_s, slots=slots
+        )
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="tandem-model")
+        self._slots = slots
+        self._ends_s: dict[int, float] = {}
+        """When each running batch should be done, by the identity of its plan."""
+        self._way_back_s = min(WAY_BACK_SHARE * slo_s, MAX_WAY_BACK_S)
+        self._observer = observer
+        self._clock = clock
+        self._window = LoadWindow(clock.monotonic_s())
+        self._latest: BatchModel | None = None
+        self._mean_length = 0.0
+        self._closed = False
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows in the queue."""
+        return self._planner.waiting_rows
+
+    def load(self) -> Load:
+        """How busy it is; costs some microseconds."""
+        now_s = self._clock.monotonic_s()
+        arrivals, arriving_rows, lost, busy = self._window.rates(now_s)
+        return Load(
+            waiting_requests=len(self._planner),
+            oldest_waiting_s=self._planner.oldest_s(now_s),
+            busy_fraction=min(busy / self._slots, 1.0),
+            capacity_rows_per_s=self._capacity_rows_per_s(),
+            arrivals_per_s=arrivals,
+            arriving_rows_per_s=arriving_rows,
+            lost_per_s=lost,
+        )
+
+    async def submit(
+        self, model: BatchModel, inputs: Arrays, rows: int, deadline_s: float, *, level: int = NORMAL
+    ) -> Outcome:
+        """Queue a request and wait for its outcome. Being cancelled takes it out of the queue.
+
+        Args:
+            model: the one that its inputs were checked for; requests of one batch share it.
+            inputs: every input of the model, axis 0 being `rows`.
+            deadline_s: on the executor's clock, when the client should have the answer. A request that
+                can't make it isn't let in, or isn't run.
+            level: its priority, a key of `serving.batching.ticket.WEIGHTS`.
+        """
+        if self._closed:
+            return Failure(NotReady("the replica is shutting down", retry_after_s=1, fix="try again"))
+        now_s = self._clock.monotonic_s()
+        size = model.form.size(inputs)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(
+            rows,
+            deadline_s - self._way_back_s,
+            model,
+            size.length,
+            size.shape,
+            size.octave,
+            level,
+            now_s,
+            _Work(inputs, future),
+        )
+        self._window.arrived(now_s, rows)
+        self._latest = model
+        self._mean_length += _WEIGHT_OF_NEWEST * (size.length - self._mean_length)
+        refusal = self._door.refusal(
+            ticket, self._planner.backlog, now_s=now_s, free_s=self._free_s(now_s), idle=self._idle
+        )
+        if refusal is not None:
+            self._window.lost(now_s)
+            return Failure(refusal)
+        self._planner.add(ticket)
+        self._fill_slots()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._planner.cancel(ticket)
+            raise
+
+    def drop_expired(self) -> None:
+        """Answer those whose time has run out while the model is held up by a long batch."""
+        now_s = self._clock.monotonic_s()
+        self._drop(self._planner.expire(now_s), now_s)
+
+    async def close(self) -> None:
+        """Run what is accepted, take nothing more, and end the threads."""
+        self._closed = True
+        while len(self._planner) or self._ends_s:
+            await asyncio.sleep(_POLL_S)
+        self._threads.shutdown(wait=True)
+
+    @property
+    def _idle(self) -> bool:
+        return not len(self._planner) and len(self._ends_s) < self._slots
+
+    def _free_s(self, now_s: float) -> float:
+        """When a slot should be free: now, or when the first of the running batches should be done."""
+        if len(self._ends_s) < self._slots:
+            return now_s
+        return max(now_s, min(self._ends_s.values()))
+
+    def _capacity_rows_per_s(self) -> float | None:
+        if self._latest is None or not self._latest.latency.known:
+            return None
+        latency, length = self._latest.latency, int(self._mean_length)
+        rows = latency.working_rows(self._planner.max_batch_rows, length, self._planner.slo_s)
+        return self._slots * rows / latency.estimate_s(rows, length)
+
+    def _fill_slots(self) -> None:
+        while len(self._ends_s) < self._slots and len(self._planner):
+            now_s = self._clock.monotonic_s()
+            plan = self._planner.cut(now_s)
+            self._drop(plan.dropped, now_s)
+            if not plan.batch:
+                return
+            model: BatchModel = plan.batch[0].ticket.group  # type: ignore[assignment]
+            self._ends_s[id(plan)] = now_s + model.latency.estimate_s(plan.rows, plan.length)
+            running = asyncio.get_running_loop().run_in_executor(self._threads, _run, model, plan.batch)
+            running.add_done_callback(partial(self._finish, model, plan, now_s))
+
+    def _drop(self, dropped: list[Ticket], now_s: float) -> None:
+        for ticket in dropped:
+            _resolve(ticket, Failure(_too_late(ticket, now_s)))
+        if dropped:
+            self._window.lost(now_s, len(dropped))
+            if self._observer:
+                self._observer.dropped(len(dropped))
+
+    def _finish(
+        self, model: BatchModel, plan: Plan, started_s: float, done: asyncio.Future[list[Outcome]]
+    ) -> None:
+        del self._ends_s[id(plan)]
+        now_s = self._clock.monotonic_s()
+        outcomes = done.result()
+        if not any(isinstance(outcome, Failure) for outcome in outcomes):
+            model.latency.observe(plan.rows, plan.length, now_s - started_s)
+        self._window.ran(now_s, now_s - started_s)
+        # The next batch first: the model should not wait while answers are written.
+        self._fill_slots()
+        if self._observer:
+            self._observer.ran(plan.rows, now_s - started_s)
+        for part, outcome in zip(plan.batch, outcomes, strict=True):
+            self._deliver(part, outcome, now_s)
+
+    def _deliver(self, part: Part, outcome: Outcome, now_s: float) -> None:
+        ticket = part.ticket
+        work: _Work = ticket.payload
+        if isinstance(outcome, Failure):
+            self._planner.cancel(ticket)  # what is left of it need not run
+        elif part.rows < ticket.rows:
+            work.pieces[part.start] = outcome.outputs
+            work.rows_done += part.rows
+            if work.rows_done < ticket.rows:
+                return
+            outcome = Answer(_rejoined([work.pieces[start] for start in sorted(work.pieces)]))
+        if now_s > ticket.deadline_s:
+            self._window.lost(now_s)
+        _resolve(ticket, outcome)
+
+
+def _too_late(ticket: Ticket, now_s: float) -> Exception:
+    if ticket.deadline_s < now_s:
+        return DeadlineExceeded(
+            "the request's time ran out before the model was free",
+            fix="try again with more time, or let more replicas run",
+        )
+    return Overloaded(
+        "the request can't be answered in its time any more",
+        retry_after_s=MIN_RETRY_S,
+        got=f"{ticket.deadline_s - now_s:.3g} s left",
+        fix="try again, give it more time, or let more replicas run",
+    )
+
+
+def _resolve(ticket: Ticket, outcome: Outcome) -> None:
+    future: asyncio.Future[Outcome] = ticket.payload.future
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _run(model: BatchModel, batch: Sequence[Part]) -> list[Outcome]:
+    """One outcome for each part, in order; runs in a thread. Never raises."""
+    pieces = [_slice(part.ticket.payload.inputs, part) for part in batch]
+    rows = [part.rows for part in batch]
+    try:
+        outputs = model.runtime.run(model.form.joined(pieces))
+        _check_rows(outputs, sum(rows))
+    except Exception as error:  # noqa: BLE001 - the edge of the model's code: it becomes a value
+        if len(batch) == 1:
+            return [Failure(error)]
+        middle = len(batch) // 2
+        return _run(model, batch[:middle]) + _run(model, batch[middle:])
+    if len(batch) == 1:
+        return [Answer(outputs)]
+    return [Answer(own) for own in model.form.parted(outputs, pieces, rows)]
+
+
+def _slice(inputs: Arrays, part: Part) -> Arrays:
+    if part.rows == part.ticket.rows:
+        return inputs
+    return {name: array[part.start : part.stop] for name, array in inputs.items()}
+
+
+def _rejoined(pieces: Sequence[Arrays]) -> Arrays:
+    """The outputs of a request that was cut; they all have its own length."""
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _check_rows(outputs: Arrays, rows: int) -> None:
+    for name, array in outputs.items():
+        if array.shape[:1] != (rows,):
+            raise RuntimeError(f"output '{name}' has shape {array.shape} for {rows} rows")
