@@ -27,6 +27,11 @@ from training.progress import Progress, Show
 from training.recipe import Recipe
 from training.task import Task
 from training.tasks import build_task
+from training.trackers import openers
+from training.tracking import Tracking
+
+_TRACKERS_HAVE_S = 20.0
+"""Importing MLflow alone takes seconds."""
 
 
 def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Show) -> RunResult:
@@ -80,8 +85,18 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         samples_per_s=samples_per_s,
         gate="passed" if verdict.passed else "failed",
     )
+    _tell_trackers(run, result, show)
     run.finish(result)
     return result
+
+
+def _tell_trackers(run: Run, result: RunResult, show: Show) -> None:
+    """What was measured, and that the run ends; before its result is recorded: later nobody comes back."""
+    tracking = Tracking(
+        openers(run, "result", adds_only=True), lambda note: show(Progress("finishing", note=note))
+    )
+    tracking.log(result.steps, **{f"held-out {name}": value for name, value in result.metrics.items()})
+    tracking.close(finished=True, timeout_s=_TRACKERS_HAVE_S)
 
 
 def _live_metrics(

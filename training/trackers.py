@@ -25,31 +25,48 @@ from cluster.storage import Store
 from training.tracking import Point, Tracker
 
 _RUN_TAG = "tandem.run"
+_SETTINGS = ("MLFLOW_", "DO_NOT_TRACK")
 _METRICS_A_CALL = 1000  # MLflow's limit
 _PARAM_CHARS = 500
 _PARAMS_A_CALL = 100
 
 
+def settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What processes elsewhere need to reach the same trackers, credentials included."""
+    return {name: value for name, value in environment.items() if name.startswith(_SETTINGS)}
+
+
+def take_settings(settings: Mapping[str, str], environment: MutableMapping[str, str] = os.environ) -> None:
+    """Go by another process's `settings`."""
+    environment.update(settings)
+
+
 def openers(
-    run: Run, attempt: str, environment: MutableMapping[str, str] = os.environ
+    run: Run,
+    attempt: str,
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    adds_only: bool = False,
 ) -> list[Callable[[], Tracker | None]]:
     """What `training.tracking.Tracking` opens for a run.
 
     Args:
         attempt: unique to the process and its generation.
+        adds_only: what is written outdates no older figure of its step or of later ones, as it does
+            after a rollback.
         environment: where MLflow's settings are; MLflow's reports to its makers are turned off in it,
             unless it says otherwise itself.
     """
     return [
-        lambda: _tensorboard(run.store, run.prefix, attempt),
+        lambda: _tensorboard(run.store, run.prefix, attempt, adds_only),
         lambda: _mlflow(run, environment),
     ]
 
 
-def _tensorboard(store: Store, prefix: str, attempt: str) -> Tracker | None:
+def _tensorboard(store: Store, prefix: str, attempt: str, adds_only: bool) -> Tracker | None:
     if importlib.util.find_spec("tensorboardX") is None:
         return None
-    return TensorBoard(store, prefix, attempt)
+    return TensorBoard(store, prefix, attempt, adds_only=adds_only)
 
 
 def _mlflow(run: Run, environment: MutableMapping[str, str]) -> Tracker | None:
@@ -77,22 +94,22 @@ class TensorBoard:
 
     name = "TensorBoard"
 
-    def __init__(self, store: Store, prefix: str, attempt: str) -> None:
+    def __init__(self, store: Store, prefix: str, attempt: str, *, adds_only: bool = False) -> None:
+        self._adds_only = adds_only
         self._store = store
         self._prefix = f"{prefix}/tensorboard"
         self._attempt = attempt
         self._files = 0
 
     def write(self, points: Sequence[Point]) -> None:
-        """One file. Its beginning says from which step on older files no longer count."""
+        """One file. Its beginning says from which step on older files no longer count, if any."""
         protos: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         summaries: Any = importlib.import_module("tensorboardX.proto.summary_pb2")
         start_s, first = points[0].at.timestamp(), min(point.step for point in points)
         log = protos.SessionLog(status=protos.SessionLog.START)
-        events = [
-            protos.Event(wall_time=start_s, file_version="brain.Event:2"),
-            protos.Event(wall_time=start_s, step=first, session_log=log),
-        ]
+        events = [protos.Event(wall_time=start_s, file_version="brain.Event:2")]
+        if not self._adds_only:
+            events.append(protos.Event(wall_time=start_s, step=first, session_log=log))
         for point in points:
             values = [summaries.Summary.Value(tag=tag, simple_value=x) for tag, x in point.figures.items()]
             summary = summaries.Summary(value=values)

@@ -48,7 +48,7 @@ def started(folder: Path, name: str, poison: int | None = None, **changes: objec
         | changes
     )
     run = Run(open_store(recipe.store), name)
-    prepare(run, recipe, SYSTEM_CLOCK)
+    prepare(run, recipe, SYSTEM_CLOCK.wall())
     return recipe, run
 
 
