@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from cluster.keys import Keys
 from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
+from cluster.trial import Trial
 from serving import lane, scaling
 from serving.exposition import Scraper
 from serving.follow import Follower
@@ -39,6 +42,9 @@ from serving.layout import app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
 from serving.replica import Loaded, Replica
+from serving.rollout.evidence import Evidence
+from serving.rollout.jury import Jury
+from serving.rollout.tried import Tried
 from serving.service import ServedModel, Service
 
 logger = logging.getLogger("tandem.serving")
@@ -79,16 +85,29 @@ class ModelServer:
         def swap(loaded: Loaded) -> None:
             loop.call_soon_threadsafe(self._replica.swap, loaded)
 
+        jury = Jury(store, served.ref, secrets.token_hex(8))
+
+        def tried(trial: Trial | None, candidate: Loaded | None, broken: str | None) -> None:
+            step = Tried(trial, candidate, broken, start=random.random()) if trial is not None else None
+            loop.call_soon_threadsafe(self._replica.try_candidate, step)
+
+        def sit() -> None:
+            step = self._replica.tried
+            if step is not None:
+                seen = asyncio.run_coroutine_threadsafe(_snapshot(step), loop).result()
+                jury.sit(step.trial, seen, step.lasted_s)
+
         self._follower = Follower(
             Registry(store),
             served.ref,
             load=self._replica.load,
             swap=swap,
             failed=failed,
+            tried=tried,
         )
         self._replica.start(await asyncio.to_thread(self._follower.first))
         self._metrics.start()
-        self._follower.start(whole.follow_every_s)
+        self._follower.start(whole.follow_every_s, sit)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         self._app = _ModelApp(self._replica, self._metrics, self._follower, self._watch)
@@ -182,6 +201,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     served = _served(asked.service, asked.model)
     deployment = serve.deployment(ModelServer).options(**_options(asked.service, served))
     return deployment.bind(written, served.ref.model)
+
+
+async def _snapshot(step: Tried[Loaded]) -> Evidence:
+    """A copy of what was seen, taken on the event loop."""
+    return step.snapshot()
 
 
 def _watch_keys(

@@ -23,6 +23,8 @@ from serving.protocol.openapi import openapi
 from serving.protocol.reading import refuse_encodings
 from serving.protocol.terms import read_terms
 from serving.replica import Loaded, Replica
+from serving.rollout.answering import answer_by_one, shadow, take_feedback
+from serving.rollout.feedback import parse_feedback
 
 LONG_BODY_BYTES = 128 * 1024
 _JSON = [(b"content-type", b"application/json")]
@@ -59,6 +61,7 @@ class ModelApp(HttpApp):
         self._routes: dict[str, tuple[str, Route]] = {
             f"{self._base}/infer": ("POST", self._infer),
             self._predict_path: ("POST", self._predict),
+            f"/v1/models/{name}:feedback": ("POST", self._feedback),
             self._base: ("GET", self._metadata),
             f"{self._base}/ready": ("GET", self._ready),
             "/v2": ("GET", self._server_metadata),
@@ -67,7 +70,11 @@ class ModelApp(HttpApp):
             "/metrics": ("GET", self._all_metrics),
             "/openapi.json": ("GET", self._openapi),
         }
-        self._names = {f"{self._base}/infer": "infer", self._predict_path: "predict"}
+        self._names = {
+            f"{self._base}/infer": "infer",
+            self._predict_path: "predict",
+            f"/v1/models/{name}:feedback": "feedback",
+        }
 
     async def respond(self, request: Request) -> Response:
         found = self._routes.get(request.path) or self._versioned(request.path)
@@ -107,7 +114,7 @@ class ModelApp(HttpApp):
             return NotFound(
                 "no such model or route",
                 got=shown(path),
-                allowed=f"{self._base}[/versions/N][/ready|/infer], {self._predict_path}",
+                allowed=", ".join(self._names) + f", {self._base}[/versions/N][/ready]",
                 fix=f"the model served here is '{self._name}'",
             )
         return NotFound("no such route", got=shown(path), fix="see /openapi.json")
@@ -122,22 +129,33 @@ class ModelApp(HttpApp):
     async def _infer(self, request: Request) -> Response:
         now_s = self._clock.monotonic_s()
         body = await self.read_body(request)
-        with self._replica.lease() as loaded:
+
+        async def answer(loaded: Loaded) -> Response:
             parsed = await self._parse(loaded, loaded.codec.parse_oip, body, request.headers)
             outputs = await self._run(loaded, request, parsed, now_s)
-            answer, headers = loaded.codec.render_oip(outputs, request=parsed, version=loaded.name)
-            return Response(200, answer, [*headers, (b"x-model-version", loaded.name.encode())])
+            rendered, headers = loaded.codec.render_oip(outputs, request=parsed, version=loaded.name)
+            return Response(200, rendered, [*headers, (b"x-model-version", loaded.name.encode())])
+
+        return await answer_by_one(self._replica, request, answer)
 
     async def _predict(self, request: Request) -> Response:
         now_s = self._clock.monotonic_s()
         body = await self.read_body(request)
         refuse_encodings(request.headers)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
-        with self._replica.lease() as loaded:
+
+        async def answer(loaded: Loaded) -> Response:
             parsed = await self._parse(loaded, loaded.codec.parse_predict, body, content_type)
             outputs = await self._run(loaded, request, parsed, now_s)
-            answer = loaded.codec.render_predict(outputs, version=loaded.name)
-            return Response(200, answer, [*_JSON, (b"x-model-version", loaded.name.encode())])
+            rendered = loaded.codec.render_predict(outputs, version=loaded.name)
+            return Response(200, rendered, [*_JSON, (b"x-model-version", loaded.name.encode())])
+
+        return await answer_by_one(self._replica, request, answer)
+
+    async def _feedback(self, request: Request) -> Response:
+        refuse_encodings(request.headers)
+        counted = take_feedback(self._replica, parse_feedback(await self.read_body(request)))
+        return Response(202, orjson.dumps({"counted": counted}), _JSON)
 
     async def _parse(self, loaded: Loaded, parse: Callable[..., Any], body: bytes, hints: Any) -> Any:
         if loaded.codec.decodes_images or len(body) > LONG_BODY_BYTES:
@@ -147,8 +165,13 @@ class ModelApp(HttpApp):
     async def _run(self, loaded: Loaded, request: Request, parsed: Any, now_s: float) -> Any:
         terms = read_terms(request.headers, parsed.parameters)
         deadline_s = terms.deadline_s(now_s, self._slo_s)
+        tried, asked_s = self._replica.tried, self._clock.monotonic_s()
         with WhileConnected(request):
-            return await self._replica.infer(loaded, parsed, deadline_s, terms.priority)
+            outputs = await self._replica.infer(loaded, parsed, deadline_s, terms.priority)
+        if tried is not None:
+            tried.side(loaded).answered(self._clock.monotonic_s() - asked_s)
+            shadow(self._replica, tried, loaded, parsed.inputs, outputs)
+        return outputs
 
     async def _metadata(self, request: Request) -> Response:
         loaded = self._replica.serving

@@ -98,6 +98,7 @@ def _model_paths(name: str, signature: Signature) -> dict[str, Any]:
                 route["parameters"] = [version_parameter]
         paths |= routes
     paths[f"/v1/models/{name}:predict"] = {"post": _predict_operation(name, signature)}
+    paths[f"/v1/models/{name}:feedback"] = {"post": _feedback_operation(name)}
     return paths
 
 
@@ -129,6 +130,18 @@ def _predict_operation(name: str, signature: Signature) -> dict[str, Any]:
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": _answer({"application/json": _ref(f"{name}.PredictResponse")}),
+            **_errors(_RUN_STATUSES),
+        },
+    }
+
+
+def _feedback_operation(name: str) -> dict[str, Any]:
+    return {
+        "operationId": f"{name}.feedback",
+        "summary": f"Say how right answers of {name} were, so that a candidate is judged by it",
+        "requestBody": {"required": True, "content": {"application/json": _ref("Feedback")}},
+        "responses": {
+            "202": _answer({"application/json": _ref("FeedbackCounted")}),
             **_errors(_RUN_STATUSES),
         },
     }
@@ -187,6 +200,18 @@ _TENSOR: Schema = {
     },
     "required": ["name", "datatype", "shape"],
 }
+_FEEDBACK: Schema = {
+    "type": "object",
+    "properties": {
+        "version": {"type": "string"},
+        "score": {"type": "number", "minimum": -1e9, "maximum": 1e9},
+        "prediction": {},
+        "label": {},
+    },
+    "required": ["version"],
+    "anyOf": [{"required": ["score"]}, {"required": ["prediction", "label"]}],
+    "additionalProperties": False,
+}
 _SHARED_SCHEMAS: dict[str, Schema] = {
     "Error": {
         "type": "object",
@@ -196,6 +221,12 @@ _SHARED_SCHEMAS: dict[str, Schema] = {
             "request_id": {"type": "string"},
         },
         "required": ["error", "request_id"],
+    },
+    "Feedback": {"anyOf": [_FEEDBACK, {"type": "array", "items": _FEEDBACK, "maxItems": 10_000}]},
+    "FeedbackCounted": {
+        "type": "object",
+        "properties": {"counted": {"type": "integer"}},
+        "required": ["counted"],
     },
     "ServerMetadata": {
         "type": "object",
