@@ -1,8 +1,9 @@
 """A model, loaded and answering: load, verify, warm, run, swap, drain.
 
-A swap loads the new version beside the old one. Each request runs on the version that checked it, so
-one that came before the swap finishes on the old version, and no batch and no answer mixes two; the old
-one is closed when its last request is answered.
+A swap loads the new version beside the old one; while a trial is on, its candidate stays beside it
+(`serving.rollout`). Each request runs on the version that checked it, so one that came before the swap
+finishes on the old version, and no batch and no answer mixes two; a version is closed when its last
+request is answered.
 
 Knows neither HTTP nor Ray. Lives on one event loop; only `load` is called from other threads.
 """
@@ -27,6 +28,7 @@ from serving.metrics import ReplicaMetrics
 from serving.protocol.codec import Codec
 from serving.protocol.limits import Limits
 from serving.protocol.requests import Arrays, InferRequest
+from serving.rollout.tried import Tried
 from serving.runtimes import load_runtime
 from serving.runtimes.base import Runtime
 from serving.service import ServedModel
@@ -74,6 +76,8 @@ class Replica:
         self._metrics = metrics
         self._clock = clock
         self._serving: Loaded | None = None
+        self.tried: Tried[Loaded] | None = None
+        """The trial that is on."""
         self._executor: Executor | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -132,21 +136,29 @@ class Replica:
             logger.info("%s: version %s follows %s", self.served.model, loaded.name, before.name)
             self._close_if_idle(before)
 
+    def try_candidate(self, tried: Tried[Loaded] | None) -> None:
+        """A trial begins, steps or, with None, ends."""
+        before, self.tried = self.tried, tried
+        if before is not None and before.candidate is not None:
+            self._close_if_idle(before.candidate)
+
     @contextmanager
-    def lease(self) -> Iterator[Loaded]:
-        """The version in service, kept open until the `with` ends: parse, run and render by it.
+    def lease(self, loaded: Loaded | None = None) -> Iterator[Loaded]:
+        """A version kept open until the `with` ends: parse, run and render by it.
+
+        Args:
+            loaded: the version in service where it isn't given.
 
         Raises:
             NotReady: none is loaded yet.
         """
-        loaded = self.serving
+        loaded = loaded or self.serving
         loaded.requests += 1
         try:
             yield loaded
         finally:
             loaded.requests -= 1
-            if loaded is not self._serving:
-                self._close_if_idle(loaded)
+            self._close_if_idle(loaded)
 
     async def infer(
         self, loaded: Loaded, request: InferRequest, deadline_s: float, priority: int = NORMAL
@@ -176,12 +188,14 @@ class Replica:
             await self._executor.close()
         if self._ticking is not None:
             self._ticking.cancel()
+        self.try_candidate(None)
         if self._serving is not None:
             self._serving.runtime.close()
             self._serving = None
 
     def _close_if_idle(self, loaded: Loaded) -> None:
-        if loaded.requests == 0:
+        candidate = self.tried.candidate if self.tried is not None else None
+        if loaded.requests == 0 and loaded is not self._serving and loaded is not candidate:
             loaded.runtime.close()
 
     async def _tick(self) -> None:
