@@ -95,7 +95,8 @@ def _tell_trackers(run: Run, result: RunResult, show: Show) -> None:
     tracking = Tracking(
         openers(run, "result", adds_only=True), lambda note: show(Progress("finishing", note=note))
     )
-    tracking.log(result.steps, **{f"held-out {name}": value for name, value in result.metrics.items()})
+    measured = {f"held-out {name}": value for name, value in result.metrics.items()}
+    tracking.log(result.steps, **measured, **{"passed the gate": float(result.gate == "passed")})
     tracking.close(finished=True, timeout_s=_TRACKERS_HAVE_S)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.runs import Run, RunRecord
 from cluster.storage import Store, memory_store, open_store
-from training.trackers import TensorBoard, openers, tracking_uri
+from training.trackers import TensorBoard, openers, settings, take_settings, tracking_uri
 from training.tracking import Point, Tracking
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -170,6 +170,21 @@ def test_tensorboard_files_are_what_tensorboard_reads() -> None:
     assert read[1].step == 1  # from here on, what an earlier attempt wrote doesn't count
 
 
+def test_what_only_adds_outdates_nothing() -> None:
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    store = memory_store()
+    for adds_only in (False, True):
+        TensorBoard(store, "runs/r", f"a{adds_only}", adds_only=adds_only).write(points(3))
+    starts = SessionLog(status=SessionLog.START)
+    files = [store.get(key) for key in store.keys("runs/r/tensorboard")]
+    found = [
+        Event(step=3, wall_time=START.timestamp() + 3, session_log=starts).SerializeToString() in file
+        for file in files
+    ]
+    assert found == [True, False]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
 @pytest.mark.filterwarnings("ignore")  # theirs
 def test_tensorboard_itself_reads_them(tmp_path: Path) -> None:
@@ -192,6 +207,13 @@ def test_where_mlflow_writes() -> None:
     named = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert tracking_uri("s3://bucket/store", named) == "http://mlflow:5000"
     assert tracking_uri("file:///data/store", named) == "http://mlflow:5000"
+
+
+def test_processes_elsewhere_are_given_the_settings_of_trackers_and_no_others() -> None:
+    here = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "MLFLOW_TRACKING_TOKEN": "t", "HOME": "/root"}
+    there = {"HOME": "/home/ray", "MLFLOW_TRACKING_URI": "http://other"}
+    take_settings(settings(here), there)
+    assert there == here | {"HOME": "/home/ray"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
