@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from training.data.audit import Audit
 
 _ROWS_NAMED = 20
+RunningStoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="The run's; needed where runs of one name from two stores train at once."),
+]
 
 runs_app = typer.Typer(help="Runs in a store.", invoke_without_command=True)
 
@@ -107,16 +111,17 @@ def lend_workers(
     lent_for: Annotated[str, typer.Option("--for", help="For how long: 90s, 10m, 2h.")] = "10m",
     back: Annotated[bool, typer.Option("--back", help="Take back what is lent, now.")] = False,
     address: AddressOption = None,
+    store: RunningStoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Free the resources of some of a run's workers for a while; no step is lost, and they come back."""
     from training.crew import lending
 
     if back:
-        lending.take_back(name, address)
+        lending.take_back(name, address, store)
         output.tell(f"run '{name}' takes back what it lent")
         return
-    lent = lending.lend(name, workers, lending.seconds(lent_for), address)
+    lent = lending.lend(name, workers, lending.seconds(lent_for), address, store)
     if json_output:
         output.emit(lent)
         return
@@ -124,11 +129,16 @@ def lend_workers(
 
 
 @runs_app.command("status")
-def run_status(name: str, address: AddressOption = None, json_output: JsonOption = False) -> None:
+def run_status(
+    name: str,
+    address: AddressOption = None,
+    store: RunningStoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
     """Show where a run that trains now stands: its workers, their steps, what is lent."""
     from training.crew import lending
 
-    found = lending.status(name, address)
+    found = lending.status(name, address, store)
     if json_output:
         output.emit(found)
         return

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from paced_task import HURRY
 from recording_task import consumed_along_committed_line, write_line
 
 from cluster.errors import BadInput, RunFailed
@@ -118,34 +123,56 @@ def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: P
         train(asked.model_copy(update={"optimization": other}), address=ray_address, show=ignore)
 
 
-@pytest.mark.chaos  # on a busy machine the group resizes more often than asked; to be understood
+def runs(*arguments: str, address: str) -> str:
+    """What `tandem runs …` answers, as a process of its own."""
+    command = [str(Path(sys.executable).with_name("tandem")), "runs", *arguments, "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.timeout(180)
 def test_workers_are_lent_and_come_back_and_no_step_is_lost(ray_address: str, tmp_path: Path) -> None:
     asked = recipe(
         tmp_path,
-        options={"log_dir": str(tmp_path / "log"), "step_s": 0.1},
+        task="paced_task:PacedTask",
+        options={"log_dir": str(tmp_path / "log"), "pace_s": 0.3},
         workers={"min": 1, "max": 2},
-        optimization={"global_batch_size": 64, "epochs": 17, "learning_rate": 0.03},
+        optimization={"global_batch_size": 64, "epochs": 34, "learning_rate": 0.03},
+        checkpoint={"every_s": None, "every_steps": 50},
     )
     run = Run(open_store(asked.store), "the-run")
-    lent: list[dict[str, object]] = []
+    told: list[dict[str, Any]] = []
+
+    def come_back() -> bool:
+        crew = ray.get_actor(coordinator_name("the-run", asked.store))
+        return bool(ray.get(crew.status.remote(), timeout=30)["world"] == 2)
 
     def borrow(_: list[int]) -> None:
-        crew = ray.get_actor(coordinator_name("the-run"))
-        lent.append(ray.get(crew.lend.remote(1, 2.0), timeout=30))
+        try:
+            told.append(json.loads(runs("lend", "the-run", "--for", "10m", "--json", address=ray_address)))
+            told.append(json.loads(runs("status", "the-run", "--json", address=ray_address)))
+            runs("lend", "the-run", "--back", address=ray_address)
+            deadline_s = time.monotonic() + 60
+            while not come_back() and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+        finally:
+            (tmp_path / "log" / HURRY).touch()
 
     borrower = when_stepping(tmp_path, 5, borrow)
     result = train(asked, address=ray_address, show=ignore)
     borrower.join(10)
 
-    assert lent, "nothing was lent"
+    lent, stood = told
+    assert lent["lent"] == 1
+    assert (stood["lent"], stood["seats"], stood["store"]) == (1, 1, asked.store)
     events = list(read_events(run.store, run.prefix))
     assert [(e["from"], e["to"]) for e in events if e["event"] == "resize"] == [(2, 1), (1, 2)]
     assert [e["event"] for e in events if e["event"] in ("lent", "returned")] == ["lent", "returned"]
     assert not [e for e in events if e["event"] == "member-lost"]
     steps = consumed_along_committed_line(events, tmp_path / "log")
-    assert len(steps) == result.steps == 17 * 8
-    for epoch in range(17):
+    assert len(steps) == result.steps == 34 * 8
+    for epoch in range(34):
         rows = [row for step in steps[epoch * 8 : epoch * 8 + 8] for row in step]
         assert sorted(rows) == list(range(500))
     made = sum(len(file.read_text().splitlines()) for file in (tmp_path / "log").glob("*.jsonl"))
