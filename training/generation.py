@@ -34,9 +34,7 @@ from training.recipe import Recipe
 from training.recorder import AgreedStop, Recorder, Seat
 from training.reporter import Reporter
 from training.task import Task
-from training.telling import Telling
-
-_TROUBLES_EVERY_S = 60.0
+from training.telling import Telling, Troubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,7 @@ class Generation:
         self._control.phase = "training"
 
     def _saver(self, reporter: Reporter | None) -> Saver:
-        troubles = _Troubles(self._seat)
+        troubles = Troubles(self._events, self._kept.clock)
 
         def not_committed(error: TandemError) -> None:
             if reporter:
@@ -244,18 +242,3 @@ class Generation:
             stage=self._kept.stage,
             on_trouble=troubles.tell,
         )
-
-
-class _Troubles:
-    """Events of a store that fails and is tried again: one a minute and rank, however often it is tried."""
-
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        self._told_s: float | None = None
-
-    def tell(self, error: TandemError) -> None:
-        """From any thread; two at once may both be told."""
-        now_s = self._seat.clock.monotonic_s()
-        if self._told_s is None or now_s - self._told_s >= _TROUBLES_EVERY_S:
-            self._told_s = now_s
-            self._seat.events.write("checkpoint-delayed", why=error.failed, got=error.got)

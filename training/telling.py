@@ -1,6 +1,6 @@
-"""What rank 0 tells, in one generation after another: to its driver, and to trackers that outlive groups.
+"""What a worker tells: rank 0 its driver and the trackers, which outlive groups; every rank of its store.
 
-Knows nothing of where either takes it.
+Knows nothing of where it goes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.clock import Clock
+from cluster.errors import TandemError
+from cluster.events import EventWriter
 from cluster.runs import Run
 from training.control import Source
 from training.facts import DatasetFacts
@@ -20,6 +22,8 @@ from training.recorder import Seat
 from training.reporter import Reporter
 from training.trackers import openers
 from training.tracking import Tracking
+
+TROUBLES_EVERY_S = 60.0
 
 
 class Telling:
@@ -89,3 +93,19 @@ class Telling:
                     "workers": float(progress.workers),
                 },
             )
+
+
+class Troubles:
+    """Events of a store that fails while a checkpoint is put into it, and is tried again: some of them."""
+
+    def __init__(self, events: EventWriter, clock: Clock) -> None:
+        self._events = events
+        self._clock = clock
+        self._told_s: float | None = None
+
+    def tell(self, error: TandemError) -> None:
+        """Record a failure, at most one a minute. From any thread; of two at once both may be told."""
+        now_s = self._clock.monotonic_s()
+        if self._told_s is None or now_s - self._told_s >= TROUBLES_EVERY_S:
+            self._told_s = now_s
+            self._events.write("checkpoint-delayed", why=error.failed, got=error.got)

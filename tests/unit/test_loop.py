@@ -227,6 +227,23 @@ def test_whatever_is_raised_the_state_is_that_of_the_last_finished_step(tmp_path
     assert same(state, smooth)
 
 
+def test_a_state_says_whether_an_unjudged_step_has_ruined_it(tmp_path: Path) -> None:
+    class Leaving(Quiet):
+        def on_step(self, step: StepReport) -> None:
+            if step.step == 6:
+                raise ConnectionError("a peer is gone")
+
+    of = task(tmp_path)
+    for poison, sound in ((None, True), (3, False)):
+        some = batches(8)
+        if poison is not None:
+            some[poison].arrays["x"][0] = np.nan
+        state = new_state(of, Optimization(), CPU)
+        with pytest.raises(ConnectionError):
+            run_steps(of, state, some, hooks=Leaving())
+        assert (state.step, state.sound) == (6, sound)
+
+
 def test_a_reduced_loss_is_refused(tmp_path: Path) -> None:
     class Reduced(RecordingTask):
         def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from recording_task import Options, RecordingTask
 
 from cluster.errors import Damaged
-from cluster.events import EventWriter
+from cluster.events import EventWriter, read_events
 from cluster.manifest import Writer
 from cluster.runs import Run
 from cluster.storage import memory_store
@@ -54,3 +54,26 @@ def test_no_readable_manifest_is_no_beginning(memory: tuple[Memory, Run, EventWr
     run.store.put(key, run.store.get(key).replace(b"checkpoint", b"chequepoint"))
     with pytest.raises(Damaged, match="no checkpoint of the run is whole"):
         held.agree(ALONE, events)
+
+
+def test_what_is_newer_in_the_store_but_damaged_does_not_cost_the_memory(
+    memory: tuple[Memory, Run, EventWriter],
+) -> None:
+    held, run, events = memory
+    held.agree(ALONE, events)
+    held.state.step, held.state.cursor = 5, 40
+    held.keep(held.line(ALONE), events)
+    run.checkpoints().commit(1, {"a": b"a"}, {"step": 9})
+    assert held.agree(Group(0, 1, 7, "b", None), events) == "memory"
+    assert (held.state.step, held.state.cursor) == (5, 40)
+    events.flush()
+    assert [e["event"] for e in read_events(run.store, run.prefix)] == ["checkpoint-passed-over"]
+
+
+def test_a_ruined_state_is_let_go(memory: tuple[Memory, Run, EventWriter]) -> None:
+    held, _, events = memory
+    held.agree(ALONE, events)
+    held.state.step, held.state.sound = 5, False
+    held.keep(held.line(ALONE), events)
+    assert held.agree(Group(0, 1, 2, "b", None), events) == "fresh"
+    assert (held.state.step, held.state.sound) == (0, True)
