@@ -26,7 +26,14 @@ from cluster.runs import Run
 CURVE_POINTS = 400
 _RATES = 30
 """So many of the latest reports decide what a run's samples/s are now."""
-_FAILURES = ("member-lost", "rolled-back", "checkpoint-passed-over", "gave-up", "run-failed")
+_FAILURES = (
+    "member-lost",
+    "rolled-back",
+    "checkpoint-delayed",
+    "checkpoint-passed-over",
+    "gave-up",
+    "run-failed",
+)
 _ENDS = ("gave-up", "run-failed")
 
 
@@ -81,6 +88,8 @@ class Summary(Frozen):
     loss: float | None
     curve: tuple[tuple[float, float], ...]
     """(step, mean loss of the steps around it), at most 400 points; of a step done twice, the later."""
+    first_step_s: float | None = None
+    """From the run's beginning to the end of its first step, by the clocks of two processes."""
     samples_per_s: float | None
     """Over all workers, the median of the latest reports."""
     workers: int | None
@@ -107,8 +116,8 @@ def summarise(run: Run) -> Summary:
     digest = _Digest()
     for segment in read_segments(run.store, run.prefix):
         digest.add(segment)
-    recipe, facts = _asked(run)
-    return digest.summary(run.name, recipe, facts)
+    recipe, facts, began_at = _asked(run)
+    return digest.summary(run.name, recipe, facts, began_at)
 
 
 def write_summary(run: Run) -> bool:
@@ -132,13 +141,13 @@ def read_summary(run: Run) -> Summary | None:
         return None
 
 
-def _asked(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The recipe and the data's facts; empty where the record can't be read."""
+def _asked(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any], datetime | None]:
+    """The recipe, the data's facts and the beginning; nothing where the record can't be read."""
     try:
         record = run.record()
     except (NotFound, Damaged):
-        return {}, {}
-    return record.recipe, record.facts
+        return {}, {}, None
+    return record.recipe, record.facts, record.created_at
 
 
 class _Step(NamedTuple):
@@ -193,7 +202,9 @@ class _Digest:
         elif at < known.first_at:
             self._steps[step] = known._replace(first_at=at)
 
-    def summary(self, run: str, recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Summary:
+    def summary(
+        self, run: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], began_at: datetime | None
+    ) -> Summary:
         steps = sorted(self._steps.items())
         losses = [(float(number), step.loss) for number, step in steps if step.loss is not None]
         latest = max(self._steps.values(), key=lambda step: step.at, default=None)
@@ -207,6 +218,7 @@ class _Digest:
             epoch=latest.epoch if latest else None,
             loss=latest.loss if latest else None,
             curve=_thinned(losses),
+            first_step_s=self._first_step_s(began_at),
             samples_per_s=rate,
             workers=workers,
             mfu=self._mfu(rate, workers),
@@ -227,6 +239,11 @@ class _Digest:
         done = self._of("checkpoint-committed", "attempt-finished", "attempt-paused")
         known = [*self._steps, *(step for e in done if (step := _whole(e, "step")) is not None)]
         return max(known, default=None)
+
+    def _first_step_s(self, began_at: datetime | None) -> float | None:
+        told = self._of("first-step")
+        at = moment(told[0]) if told else None
+        return (at - began_at).total_seconds() if at and began_at else None
 
     def _rate(self) -> float | None:
         latest = heapq.nlargest(_RATES, self._steps.values(), key=lambda step: step.at)

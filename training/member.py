@@ -19,6 +19,7 @@ import traceback
 from dataclasses import asdict
 
 import torch
+import torch._dynamo  # what the first optimizer and DDP import: once here, rather than in every member
 import torch.distributed as dist
 
 from cluster.config import Frozen

@@ -50,6 +50,7 @@ class Reporter:
         self._window_wait_s += step.data_wait_s
         if self._first is None:
             self._first = (step.cursor, now_s)
+            self._events.write("first-step", step=step.step)
         elif now_s > self._first[1]:
             self.samples_per_s = (step.cursor - self._first[0]) / (now_s - self._first[1])
         if step.loss is not None:

@@ -11,7 +11,8 @@ Strings are the exception, because torch has none: a BYTES input with a vocabula
 as int64 indices (0 for missing or never seen, i + 1 for the vocabulary's i-th word); export puts the
 same look-up into the graph.
 
-Knows nothing of Ray, workers or storage.
+Knows nothing of Ray, workers or storage. Doesn't import torch; a task that does so only inside its
+methods lets its recipes be checked sooner.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -31,8 +31,11 @@ from cluster.errors import BadInput, shown
 from cluster.signature import NUMPY_DTYPES, Signature, Tensor
 from training.facts import DatasetFacts
 
+if TYPE_CHECKING:
+    import torch
+
 Arrays = dict[str, NDArray[Any]]
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, "torch.Tensor"]
 
 TARGET = "__target__"
 """The name under which the label stands in a batch beside the inputs: int64 or float32 [B]."""

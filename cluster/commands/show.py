@@ -94,6 +94,7 @@ def _head(record: RunRecord, result: RunResult | None, summary: Summary) -> dict
         "why": summary.given_up if state == "failed" else None,
         "started": record.created_at.isoformat(timespec="seconds"),
         "steps": _steps(result.steps if result else summary.step, summary),
+        "first step": None if summary.first_step_s is None else f"after {_duration(summary.first_step_s)}",
         "version": result.version if result else None,
         "metrics": output.metrics_text(result.metrics) or None if result else None,
         "workers": summary.workers,

@@ -41,10 +41,10 @@ AIM = 1.5
 STEPS = 4
 """A peer ends after so many; how long it goes on doesn't matter here."""
 STAGES = (
-    ("the driver's imports, torch among them", ("reading the data",)),
-    ("checks of recipe and data, the lease", ("starting workers",)),
-    ("connecting; coordinator and keeper placed", ("process ray::Keeper",)),
-    ("the driver imports Ray Train; its controller placed", ("process ray::_Controller",)),
+    ("the driver's first imports", ("reading the data",)),
+    ("Ray imported, connected; keeper and controller called", ("process python -m training.crew.nursery",)),
+    ("torch imported, recipe and data checked, the lease (workers import meanwhile)", ("starting workers",)),
+    ("coordinator placed, Ray Train given its order", ("process ray::Controller.run",)),
     ("Ray Train's workers placed, seats taken", ("process ray::Attendant.run_train_fn",)),
     ("training processes forked (once torch is imported there), group and state", ("event attempt-started",)),
 )
@@ -164,7 +164,13 @@ class _Births(AbstractContextManager["_Births"]):
         if title.startswith("ray::") and not title.startswith("ray::IDLE"):
             self.seen.setdefault(title, time.monotonic())
         elif int(entry.name) not in self._old and ("training." in title or "cluster." in title):
-            self.seen.setdefault(title[-60:], time.monotonic())
+            self.seen.setdefault(_program(title), time.monotonic())
+
+
+def _program(title: str) -> str:
+    """`python -m MODULE ARGUMENTS`, wherever that Python is."""
+    path, _, rest = title.partition(" ")
+    return f"{Path(path).name.rstrip('0123456789.')} {rest}"
 
 
 def compare(bench: Bench, pairs: int, report: Report) -> None:

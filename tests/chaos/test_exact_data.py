@@ -27,12 +27,12 @@ from recording_task import write_line
 from cluster.clock import SYSTEM_CLOCK
 from cluster.runs import Run
 from cluster.storage import open_store
+from training.checks import prepare
 from training.data.audit import audit
 from training.data.dataset import Dataset
 from training.data.plan import rank_slice
 from training.data.share import Share
 from training.recipe import Recipe
-from training.run import prepare
 
 TESTS = Path(__file__).parents[1]
 ROWS, BATCH, EPOCHS = 500, 64, 12
@@ -157,7 +157,7 @@ def test_kills_and_resizes_lose_and_repeat_nothing(tmp_path: Path, seed: int) ->
         }
     )
     run = Run(open_store(recipe.store), f"seed-{seed}")
-    prepare(run, recipe, SYSTEM_CLOCK)
+    prepare(run, recipe, SYSTEM_CLOCK.wall())
     path = tmp_path / "recipe.json"
     path.write_text(recipe.model_dump_json())
 

@@ -17,9 +17,9 @@ from cluster.events import read_events
 from cluster.runs import Run
 from cluster.storage import open_store
 from training.checkpoints.checkpoint import restore_model
+from training.checks import prepare
 from training.facts import DatasetFacts
 from training.recipe import Recipe
-from training.run import prepare
 from training.tasks import build_task
 
 TESTS = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def started(folder: Path, name: str, epochs: int = 2, step_s: float = 0.0) -> tu
         }
     )
     run = Run(open_store(recipe.store), name)
-    prepare(run, recipe, SYSTEM_CLOCK)
+    prepare(run, recipe, SYSTEM_CLOCK.wall())
     return recipe, run
 
 

@@ -69,11 +69,13 @@ def eventful(run: Run) -> None:
         run,
         "a-rank0-00001",
         event(0, "model-flops", flops_per_row=1e6, device="H100", peak_flops_per_s=1e10),
+        event(4.5, "first-step", step=1),
         step(5, 1, 2.0),
         step(10, 2, 1.5),
         step(11, 3, 9.0),
         event(12, "checkpoint-committed", checkpoint=1, step=2, cursor=200),
         event(13, "checkpoint-failed", why="the store is away"),
+        event(29, "first-step", step=3),
         step(30, 3, 1.0),
         event(31, "batch-skipped", step=4, cursor=400),
         event(32, "rolled-back", why="the loss is not finite", step=4, to_step=2, checkpoint=1),
@@ -97,6 +99,7 @@ def test_the_summary_of_an_eventful_run() -> None:
     assert (summary.step, summary.total_steps, summary.epoch) == (5, 20, 0)
     assert summary.loss == 0.5
     assert summary.curve == ((1, 2.0), (2, 1.5), (3, 1.0), (5, 0.5))
+    assert summary.first_step_s == 4.5
     assert summary.samples_per_s == 1000
     assert summary.workers == 1
     assert summary.mfu == pytest.approx(1000 * 1e6 / 1e10)

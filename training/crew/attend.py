@@ -7,7 +7,7 @@ has nothing to restart.
 
 Ray Train's own worker class would import half a second's worth of Ray Train in every one of these
 processes, for reports and checkpoints that don't pass here; this one answers what the controller asks
-(`training.crew.placement`) and imports next to nothing. The fields of its answers have Ray Train's names.
+(`training.crew.ray_train`) and imports next to nothing. The fields of its answers have Ray Train's names.
 """
 
 from __future__ import annotations

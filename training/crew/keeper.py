@@ -1,8 +1,8 @@
 """One actor on each node: it has a nursery, and carries messages between members and the coordinator.
 
-It starts its nursery as soon as it exists, so that torch is being imported while Ray Train is still
-placing workers. Members talk to it by sockets; it talks to the coordinator by actor calls, one under way
-at a time in each direction, so that nothing is overtaken. It decides nothing.
+It starts its nursery as soon as it exists, so that torch is being imported while the recipe is still being
+checked and Ray Train places workers. Members talk to it by sockets; it talks to the coordinator by actor
+calls, one under way at a time in each direction, so that nothing is overtaken. It decides nothing.
 
 If the coordinator is gone, or can't be reached for `LOST_S`, the keeper kills its members: somebody else
 may have replaced them by then. If the keeper is gone, the kernel does (`training.crew.nursery`).
@@ -37,13 +37,11 @@ class Keeper:
     """An asyncio actor, pinned to its node.
 
     Args:
-        coordinator: the handle of a `training.crew.coordinator.Coordinator`.
         node: the id of the node it is on.
         life: what members live by, as `module:function`.
     """
 
-    def __init__(self, coordinator: Any, node: str, life: str) -> None:
-        self._coordinator = coordinator
+    def __init__(self, node: str, life: str) -> None:
         self._node = node
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -58,12 +56,16 @@ class Keeper:
         self._said: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
         self._over = asyncio.Event()
 
-    async def work(self) -> None:
-        """Carry messages until the coordinator wants no more of them, or is gone."""
+    async def work(self, coordinator: Any) -> None:
+        """Carry messages until the coordinator wants no more of them, or is gone.
+
+        Args:
+            coordinator: the handle of a `training.crew.coordinator.Coordinator`.
+        """
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._listen_to_nursery, args=(loop,), name="nursery", daemon=True).start()
         try:
-            await self._report()
+            await self._report(coordinator)
         finally:
             # Without its keeper the nursery kills its members, and ends.
             with contextlib.suppress(OSError):
@@ -96,7 +98,7 @@ class Keeper:
         self._members[member] = _Line(member, reader, writer, self._said, oom_kills())
         self._orders_out.submit(_pass, self._control, {"hire": spec}, theirs)
 
-    async def _report(self) -> None:
+    async def _report(self, coordinator: Any) -> None:
         """Tell the coordinator what was said, and once a second that there is nothing to tell."""
         while not self._over.is_set():
             batch = []
@@ -105,9 +107,7 @@ class Keeper:
                 await asyncio.sleep(_GATHER_S)
             while not self._said.empty():
                 batch.append(self._said.get_nowait())
-            stay = await asyncio.wait_for(
-                self._coordinator.hear.remote(self._node, os.getpid(), batch), LOST_S
-            )
+            stay = await asyncio.wait_for(coordinator.hear.remote(self._node, os.getpid(), batch), LOST_S)
             if not stay:
                 return
 

@@ -36,6 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.imports import uncollected
 from training.crew.messages import Spec
 
 DEFAULT_LIFE = "training.member:live"
@@ -99,8 +100,8 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     control = socket.socket(fileno=control_fd)
     started_s = time.monotonic()
-    live = _load(life)
-    gc.collect()
+    with uncollected():
+        live = _load(life)
     gc.freeze()  # what was imported is never written to by the collector, so its pages stay shared
     threads = _threads()
     took_s = round(time.monotonic() - started_s, 3)

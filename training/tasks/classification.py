@@ -10,18 +10,19 @@ The graph gives `probabilities` (FP32 [-1, C]) and `label` (BYTES [-1]), the lik
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from cluster.config import Frozen
 from cluster.errors import BadInput
 from cluster.signature import Signature, Tensor
 from training.facts import DatasetFacts
 from training.task import TARGET, Arrays, Task, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 _SMALLEST_PROBABILITY = 1e-15
 
@@ -64,12 +65,16 @@ class Classification(Task):
 
     def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
         """Cross-entropy in nats: float32 [B]."""
+        from torch.nn import functional
+
         logits_BC = self.forward(model, batch).float()
         return functional.cross_entropy(logits_BC, batch[TARGET], reduction="none")
 
     def graph(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model followed by a softmax."""
-        return _Probabilities(model)
+        from training.tasks.networks.heads import Probabilities
+
+        return Probabilities(model)
 
     def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
         """Accuracy of `label`, 0 to 1; mean cross-entropy of `probabilities` in nats."""
@@ -79,12 +84,3 @@ class Classification(Task):
             "accuracy": float(np.mean(outputs["label"] == labels[target])),
             "log_loss": float(-np.log(np.maximum(chances, _SMALLEST_PROBABILITY)).mean()),
         }
-
-
-class _Probabilities(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(*inputs).softmax(dim=-1))

@@ -11,10 +11,9 @@ gives back into the target's own unit, as `value` (FP32 [-1]).
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cluster.config import Frozen
@@ -22,6 +21,9 @@ from cluster.errors import BadInput
 from cluster.signature import Signature, Tensor
 from training.facts import DatasetFacts
 from training.task import TARGET, Arrays, Task, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Regression(Task):
@@ -69,7 +71,9 @@ class Regression(Task):
 
     def graph(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model, then back to the target's own unit."""
-        return _Unstandardised(model, self._mean, self._std)
+        from training.tasks.networks.heads import Unstandardised
+
+        return Unstandardised(model, self._mean, self._std)
 
     def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
         """Coefficient of determination; root mean squared and mean absolute error in the target's unit.
@@ -85,12 +89,3 @@ class Regression(Task):
             "rmse": float(np.sqrt(np.square(errors).mean())),
             "mae": float(np.abs(errors).mean()),
         }
-
-
-class _Unstandardised(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module, mean: float, std: float) -> None:
-        super().__init__()
-        self.model, self.mean, self.std = model, mean, std
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(*inputs) * self.std + self.mean)

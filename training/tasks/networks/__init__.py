@@ -1,0 +1,1 @@
+"""The networks of the built-in tasks, apart from these, so that a recipe is checked without torch."""
