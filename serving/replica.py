@@ -31,6 +31,7 @@ from serving.protocol.requests import Arrays, InferRequest
 from serving.rollout.tried import Tried
 from serving.runtimes import load_runtime
 from serving.runtimes.base import Runtime
+from serving.runtimes.node_cache import NodeCache
 from serving.service import ServedModel
 
 logger = logging.getLogger("tandem.serving")
@@ -66,14 +67,21 @@ class Replica:
         served: what the service says of the model.
         store: where the registry and the servables are.
         metrics: told of batches, swaps and drops.
+        cache: where large graphs lie for all replicas of this node.
     """
 
     def __init__(
-        self, served: ServedModel, store: Store, metrics: ReplicaMetrics, clock: Clock = SYSTEM_CLOCK
+        self,
+        served: ServedModel,
+        store: Store,
+        metrics: ReplicaMetrics,
+        cache: NodeCache | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.served = served
         self._store = store
         self._metrics = metrics
+        self._cache = cache
         self._clock = clock
         self._serving: Loaded | None = None
         self.tried: Tried[Loaded] | None = None
@@ -110,7 +118,7 @@ class Replica:
         """
         manifest, signature = Registry(self._store).servable(version)
         threads = max(1, int(self.served.replicas.cpus))
-        runtime = load_runtime(self._store, manifest, signature, threads=threads)
+        runtime = load_runtime(self._store, manifest, signature, threads=threads, cache=self._cache)
         model = BatchModel(runtime, signature)
         model.measure(self.served.max_batch_size, self._clock)
         limits = Limits(max_body_bytes=self.served.max_body_bytes, max_rows=self.served.max_queue_rows)

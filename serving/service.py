@@ -19,8 +19,8 @@ class Replicas(Frozen):
     max: int = Field(1, ge=1, le=10_000)
     cpus: float = Field(1, ge=0, le=1024)
     gpus: float = Field(0, ge=0, le=64)
-    target_in_flight: float = Field(16, gt=0)
-    """Requests in flight per replica that scaling aims at."""
+    idle_s: float = Field(60, ge=1, le=86_400)
+    """Without a request for so long, the last replica is stopped, where `min` is 0."""
 
     @model_validator(mode="after")
     def _check(self) -> Replicas:
@@ -77,6 +77,8 @@ class Service(Frozen):
     drain_s: float = Field(20, ge=0, le=3600)
     """How long a replica that is told to stop may take to answer what it has accepted."""
 
+    cache_gib: float = Field(20, ge=0, le=100_000)
+    """Disk that large graphs may take on each node, shared by its replicas; 0: each replica reads its own."""
     keys: Literal["auto", "required", "off"] = "auto"
     """Whether callers need an API key of the store (`tandem keys`). `auto`: they do, unless the service
     listens on loopback only."""

@@ -13,6 +13,8 @@ from cluster.errors import Damaged, shown
 from cluster.inference import onnxruntime
 from cluster.signature import DataType, Signature, Tensor
 from serving.runtimes.base import Arrays
+from serving.runtimes.node_cache import Held
+from serving.runtimes.prepare import MODEL
 
 _ONNX_TYPES: dict[str, DataType] = {
     "tensor(bool)": "BOOL",
@@ -32,7 +34,7 @@ class OnnxRuntime:
     """One session. ONNX Runtime's sessions are safe to run from several threads.
 
     Args:
-        graph: a serialised ONNX model.
+        graph: a serialised ONNX model, or a prepared one on this node, which stays until `close`.
         signature: what it is said to take and give.
         threads: threads of one batch (intra-op); 0 lets ONNX Runtime choose.
 
@@ -42,7 +44,7 @@ class OnnxRuntime:
 
     platform = "onnx"
 
-    def __init__(self, graph: bytes, signature: Signature, *, threads: int) -> None:
+    def __init__(self, graph: bytes | Held, signature: Signature, *, threads: int) -> None:
         module = onnxruntime()
         options = module.SessionOptions()
         options.intra_op_num_threads = threads
@@ -50,8 +52,10 @@ class OnnxRuntime:
         # Between batches, spinning threads would take the cores that parse requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they arrive as exceptions too
+        self._held = graph if isinstance(graph, Held) else None
+        source = str(graph.folder / MODEL) if isinstance(graph, Held) else graph
         try:
-            self._session = module.InferenceSession(graph, options, providers=_providers())
+            self._session = module.InferenceSession(source, options, providers=_providers())
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has no root for its exceptions
             raise Damaged(
                 "the servable's graph can't be loaded",
@@ -70,6 +74,13 @@ class OnnxRuntime:
 
     def close(self) -> None:
         del self._session
+        if self._held is not None:
+            self._held.release()
+
+
+def runs_on_cpu() -> bool:
+    """Whether sessions here run on the processor, not on a GPU."""
+    return _providers() == ["CPUExecutionProvider"]
 
 
 def _providers() -> list[str]:
