@@ -31,7 +31,7 @@ from training.crew.lending import coordinator_name
 from training.facts import DatasetFacts
 from training.progress import Progress
 from training.recipe import Recipe
-from training.trainer import fit
+from training.trainer import call, fit
 
 TESTS = Path(__file__).parents[1]
 LIFE = "fake_member:live"
@@ -71,7 +71,7 @@ class Case:
     def run(self, strike: Callable[[dict[str, Any]], None]) -> Any:
         """Train, and strike once 20 steps are made; `strike` gets the run's status."""
         threading.Thread(target=self._aim, args=(strike,), daemon=True).start()
-        return fit(self.recipe, "case", FACTS, self._show, life=LIFE)
+        return fit(self.recipe, "case", FACTS, call(self.recipe, LIFE), self._show)
 
     def lines(self) -> list[dict[str, Any]]:
         found = [
@@ -155,7 +155,7 @@ def test_the_controller_is_killed(
     connected: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case = Case(tmp_path)
-    outcome = case.run(lambda _: [os.kill(pid, signal.SIGKILL) for pid in pids("_Controller")] and None)
+    outcome = case.run(lambda _: [os.kill(pid, signal.SIGKILL) for pid in pids("Controller.run")] and None)
     assert outcome.steps == case.steps
     assert len(case.events("generation-started")) == 1, "training never noticed"
     assert any("controller was lost" in note for note in case.notes)
@@ -186,7 +186,7 @@ def test_the_coordinator_is_killed(connected: None, tmp_path: Path) -> None:
     while any(psutil.pid_exists(pid) for pid in members) and time.monotonic() < give_up_s:
         time.sleep(0.1)
     assert not any(psutil.pid_exists(pid) for pid in members), "no training process outlives its run"
-    assert fit(case.recipe, "case", FACTS, case._show, life=LIFE).steps == case.steps
+    assert fit(case.recipe, "case", FACTS, call(case.recipe, LIFE), case._show).steps == case.steps
 
 
 def test_an_error_that_cannot_be_mended_ends_the_run_at_once(connected: None, tmp_path: Path) -> None:
@@ -194,8 +194,9 @@ def test_an_error_that_cannot_be_mended_ends_the_run_at_once(connected: None, tm
 
     case = Case(tmp_path)
     options = {**case.recipe.options, "fails_at": 3}
+    faulty = case.recipe.model_copy(update={"options": options})
     with pytest.raises(BadInput, match="it can't be"):
-        fit(case.recipe.model_copy(update={"options": options}), "case", FACTS, case._show, life=LIFE)
+        fit(faulty, "case", FACTS, call(faulty, LIFE), case._show)
 
 
 def test_a_loan_frees_the_capacity_soon(
