@@ -1,8 +1,9 @@
 """Training on the connected cluster, as the driver sees it: who is started, what is shown, how it ends.
 
-The driver starts a coordinator (`training.crew.coordinator`), a keeper on every node and Ray Train
-(`training.crew.placement`), in this order, because each is loading while the next one is started. Then it
-listens. Ray Train may fail and be started again meanwhile; training ends when the coordinator says so.
+The driver calls a keeper on every node and Ray Train's controller (`training.crew.called`), then starts a
+coordinator (`training.crew.coordinator`), and gives Ray Train its order (`training.crew.placement`), in this
+turn, because each is loading while the next one is started. Then it listens. Ray Train may fail and be
+started again meanwhile; training ends when the coordinator says so.
 """
 
 from __future__ import annotations
@@ -23,49 +24,59 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import RunFailed, TandemError, shown
 from cluster.local import find
 from cluster.runs import RunResult
-from training.crew.coordinator import Coordinator, News, Plan, new_keeper
+from training.crew.called import Called
+from training.crew.coordinator import Coordinator, News, Plan
 from training.crew.lending import coordinator_name
 from training.crew.nursery import DEFAULT_LIFE
+from training.crew.placement import Placement, start_controller
 from training.crew.roles import Outcome, Rules
 from training.facts import DatasetFacts
 from training.progress import Progress, Show
 from training.recipe import Recipe, Workers
+from training.trackers import settings, take_settings
 
 CONTROLLER_FAILURES = 5
 _ANSWER_S = 30.0
-_MAX_FIRST_KEEPERS = 64
-"""More nodes than these get their keepers when they get workers."""
+
+
+def call(recipe: Recipe, life: str = DEFAULT_LIFE) -> Called:
+    """What `fit` wants first; there may be something to do until they are ready.
+
+    Args:
+        life: what training processes live by.
+    """
+    return Called(_resources(recipe.workers), life)
 
 
 def fit(
     recipe: Recipe,
     run_name: str,
     facts: DatasetFacts,
+    called: Called,
     show: Show,
     epoch: int = 0,
     *,
-    life: str = DEFAULT_LIFE,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Outcome:
     """Train on the connected cluster until the last step is committed.
 
     Args:
+        called: what `call` gave; they are gone afterwards.
         epoch: of this driver's lease.
-        life: what training processes live by.
 
     Raises:
         TandemError: one that retrying can't mend, from a worker.
         RunFailed: workers failed more often than the recipe allows, or the coordinator was lost.
     """
-    plan = _plan(recipe, run_name, facts, epoch, life, clock)
+    plan = _plan(recipe, run_name, facts, epoch, called.life, clock)
     # Below a local Ray's own folder, so that it goes with that Ray even if this process is killed.
     local = find(ray.get_runtime_context().gcs_address)
     place = local.record.temp_dir if local else None
     with (
         tempfile.TemporaryDirectory(prefix="tandem-train-", dir=place) as folder,
-        _crew(plan) as crew,
+        _crew(plan, called) as crew,
     ):
-        return _follow(crew, recipe, plan, folder, show)
+        return _follow(crew, called.controller, recipe, plan, folder, show)
 
 
 def _plan(recipe: Recipe, run_name: str, facts: DatasetFacts, epoch: int, life: str, clock: Clock) -> Plan:
@@ -84,6 +95,7 @@ def _plan(recipe: Recipe, run_name: str, facts: DatasetFacts, epoch: int, life: 
         "run": run_name,
         "facts": facts.model_dump(mode="json"),
         "epoch": epoch,
+        "environment": settings(),
     }
     return Plan(rules, recipe.store, spec, _resources(workers), life)
 
@@ -93,25 +105,19 @@ def _resources(workers: Workers) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _crew(plan: Plan) -> Iterator[Any]:
-    """A coordinator and its keepers; all processes of the run are gone at the end."""
+def _crew(plan: Plan, called: Called) -> Iterator[Any]:
+    """A coordinator that employs the keepers; all processes of the run are gone at the end."""
     here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
     make: Any = ray.remote(num_cpus=0, max_concurrency=10_000, label_selector=here)(Coordinator)
     coordinator = _named(make, coordinator_name(plan.rules.run, plan.store)).remote(plan)
-    nodes = [
-        node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"] and all(node["Resources"].get(name, 0) >= need for name, need in plan.worker.items())
-    ]
-    keepers = {node: new_keeper(coordinator, node, plan.life) for node in nodes[:_MAX_FIRST_KEEPERS]}
-    begun = coordinator.begin.remote(keepers)  # failing only as a whole, which `news` tells
+    begun = coordinator.begin.remote(called.keepers)  # failing only as a whole, which `news` tells
     try:
         yield coordinator
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(coordinator.farewell.remote(), timeout=_ANSWER_S)
-        for actor in [*keepers.values(), coordinator]:
-            ray.kill(actor)
+        called.close()
+        ray.kill(coordinator)
         del begun
 
 
@@ -122,17 +128,14 @@ def _named(make: Any, name: str) -> Any:
     return make.options(name=name)
 
 
-def _follow(crew: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> Outcome:
+def _follow(crew: Any, controller: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> Outcome:
     """Show what happens until the coordinator says that it is over."""
-    from training.crew.placement import (
-        Placement,  # takes most of a second, while the actors above are starting
-    )
 
-    def start() -> Placement:
-        place = tempfile.mkdtemp(dir=folder)
-        return Placement(plan.rules.run, crew, (recipe.workers.min, recipe.workers.max), plan.worker, place)
+    def start(controller: Any) -> Placement:
+        place, workers = tempfile.mkdtemp(dir=folder), (recipe.workers.min, recipe.workers.max)
+        return Placement(controller, plan.rules.run, crew, workers, plan.worker, place)
 
-    stage, lost = start(), 0
+    stage, lost = start(controller), 0
     try:
         news, end = crew.news.remote(), None
         while end is None:
@@ -148,7 +151,7 @@ def _follow(crew: Any, recipe: Recipe, plan: Plan, folder: str, show: Show) -> O
                 lost += 1
                 show(Progress("training", note="Ray Train's controller was lost; it is started again"))
                 stage.abandon()
-                stage = start()
+                stage = start(start_controller())
     except ray.exceptions.RayActorError as error:
         stage.abandon()
         raise RunFailed(
@@ -173,10 +176,10 @@ def _show_news(news: News, show: Show) -> Outcome | TandemError | None:
     return news.end
 
 
-def _ended_early(run_name: str, failure: Exception | None) -> RunFailed:
+def _ended_early(run_name: str, failure: str) -> RunFailed:
     return RunFailed(
         f"Ray Train could not keep the workers of run '{run_name}'",
-        got=shown(str(failure).strip().rsplit("\n", 1)[-1]),
+        got=shown(failure.strip().rsplit("\n", 1)[-1]),
         allowed=f"at most {CONTROLLER_FAILURES} losses of its controller",
         fix=f"see tandem logs {run_name}; the same command with run={run_name} continues it",
     )
@@ -187,7 +190,7 @@ def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunRe
     make: Any = ray.remote(num_cpus=recipe.workers.cpus, max_retries=1, num_returns="streaming")(_finish_task)
     try:
         said = None
-        for ref in make.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s):
+        for ref in make.remote(recipe.model_dump(mode="json"), run_name, outcome.samples_per_s, settings()):
             said = ray.get(ref)
             if isinstance(said, Progress):
                 show(said)
@@ -204,11 +207,12 @@ def finish(recipe: Recipe, run_name: str, outcome: Outcome, show: Show) -> RunRe
 
 
 def _finish_task(
-    recipe: dict[str, Any], run_name: str, samples_per_s: float
+    recipe: dict[str, Any], run_name: str, samples_per_s: float, tracking: dict[str, str]
 ) -> Iterator[Progress | RunResult]:
     """Tells of its progress while it works, then gives the result."""
     from training.finish import finish_run
 
+    take_settings(tracking)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     said: queue.SimpleQueue[Progress | RunResult | BaseException] = queue.SimpleQueue()
 

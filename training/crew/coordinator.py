@@ -80,11 +80,11 @@ class News:
     """The placement groups seen so far, by id: what Ray Train may leave behind if it is killed."""
 
 
-def new_keeper(coordinator: Any, node: str, life: str) -> Any:
-    """Start a keeper on a node; the handle, at once."""
+def new_keeper(node: str, life: str) -> Any:
+    """Start a keeper on a node; the handle, at once. It serves whichever coordinator employs it."""
     affinity = NodeAffinitySchedulingStrategy(node, soft=False)
     keeper: Any = ray.remote(num_cpus=0, scheduling_strategy=affinity, max_concurrency=100)(Keeper)
-    return keeper.remote(coordinator, node, life)
+    return keeper.remote(node, life)
 
 
 class Coordinator:
@@ -209,7 +209,7 @@ class Coordinator:
 
     async def _until_lost(self, node: str, post: _Post) -> None:
         try:
-            await post.handle.work.remote()
+            await post.handle.work.remote(self._me)
             why = "its keeper ended"
         except ray.exceptions.RayError:
             why = "its node was lost" if await self._is_dead(node) else "its keeper was lost"
@@ -241,7 +241,7 @@ class Coordinator:
     async def _find_keeper(self, node: str) -> None:
         """A keeper for a node that has none: only as long as it has seats, and is alive."""
         while not self._over.is_set() and node not in self._keepers:
-            self._employ(node, new_keeper(self._me, node, self._plan.life))
+            self._employ(node, new_keeper(node, self._plan.life))
             await asyncio.sleep(_KEEPER_START_S)
             if node not in {seat.node for seat in self._roster.seats}:
                 return
