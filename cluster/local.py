@@ -16,8 +16,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -48,12 +50,27 @@ _HOLDER_SETTINGS = {
 }
 
 
+_told_of_losses: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def lost_rays_told_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have `tell` called, from a thread, with the purpose of a tied Ray that this process started and that
+    is gone without this process having stopped it. Ray itself takes a minute to notice."""
+    _told_of_losses.append(tell)
+    try:
+        yield
+    finally:
+        _told_of_losses.remove(tell)
+
+
 class LocalRay:
     """A handle on one local Ray. Made by `start` or `running`."""
 
     def __init__(self, record: LocalRecord, holder: subprocess.Popen[bytes] | None = None) -> None:
         self.record = record
         self._holder = holder
+        self._stopping = threading.Event()
 
     @classmethod
     def start(
@@ -98,6 +115,8 @@ class LocalRay:
                 holder = _spawn_holder(record, env or {}, tied, log)
                 local = cls(record, holder)
                 local._await_start(log, deadline_s)
+                if tied:
+                    local._watch(holder)
             except BaseException:
                 cls(record).stop()
                 raise
@@ -131,6 +150,7 @@ class LocalRay:
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Shut it down and remove whatever it left; does nothing where it is gone already."""
+        self._stopping.set()
         holder_pid = self._holder.pid if self._holder else self.record.holder_pid
         if holder_pid is not None and machine.is_ours(holder_pid, self.record.id):
             _terminate(holder_pid, deadline_s)
@@ -146,6 +166,15 @@ class LocalRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _watch(self, holder: subprocess.Popen[bytes]) -> None:
+        def wait() -> None:
+            holder.wait()
+            if not self._stopping.is_set():
+                for tell in list(_told_of_losses):
+                    tell(self.record.purpose)
+
+        threading.Thread(target=wait, name="local Ray", daemon=True).start()
 
     def _await_start(self, log: IO[bytes], deadline_s: float) -> None:
         assert self._holder is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands.foreground import ends_with_its_ray
 from cluster.commands.options import DEFAULT_STORE, AddressOption, JsonOption, OverridesArgument, StoreOption
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def serve(
     from serving.run import run_service
 
     service = _service(what, overrides or [], store)
-    code = run_service(
-        service, address=address, host=host, port=port, haproxy=haproxy, json_output=json_output
-    )
+    with ends_with_its_ray():
+        code = run_service(
+            service, address=address, host=host, port=port, haproxy=haproxy, json_output=json_output
+        )
     raise typer.Exit(code)
 
 

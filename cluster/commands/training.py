@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import output
+from cluster.commands.foreground import ends_with_its_ray
 from cluster.commands.options import (
     DEFAULT_STORE,
     AddressOption,
@@ -47,7 +48,7 @@ def train(
 
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a task that lies beside the recipe
     wanted = load_yaml(Recipe, recipe, _with_run(overrides, run))
-    with display() as show:
+    with display() as show, ends_with_its_ray():
         result = train_recipe(wanted, address=address, show=show, take_over=take_over)
     if json_output:
         output.emit(result)

@@ -154,6 +154,30 @@ def test_down_ends_what_outlived_its_user_and_nothing_else(capfd: pytest.Capture
         bystander.wait(10)
 
 
+def test_down_ends_the_command_in_front_of_it_at_once() -> None:
+    program = """
+import time
+from cluster.commands.foreground import ends_with_its_ray
+from cluster.local import LocalRay
+with ends_with_its_ray(), LocalRay.start(num_cpus=1, purpose="a command"):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            (local,) = running()
+            assert main(["down"]) == 0
+            _, said = process.communicate(timeout=20)
+            assert process.returncode == 1
+            assert "the Ray of this command ('a command') is gone" in said
+            assert_gone(local)
+        finally:
+            process.kill()
+
+
 def test_down_reaps_what_a_killed_holder_left() -> None:
     local = LocalRay.start(num_cpus=1)
     assert local.record.holder_pid is not None
