@@ -18,6 +18,7 @@ from serving.batching.door import Door
 from serving.batching.latency import LatencyModel
 from serving.batching.planner import Planner
 from serving.batching.ticket import NORMAL, Ticket
+from serving.load import LoadWindow
 
 MAX_ROWS = 32
 
@@ -251,7 +252,7 @@ class Ours:
         self.latency = latency or LatencyModel()
         self.planner = Planner(max_batch_rows=MAX_ROWS, slo_s=slo_s)
         self.door = Door(max_batch_rows=MAX_ROWS, max_queue_rows=100_000, slo_s=slo_s)
-        self.pads = False
+        self.window = LoadWindow(0.0)
         self.dropped: list[Arrival] = []
         self._way_back_s = way_back_s
         self._ends_s: float | None = None
@@ -271,7 +272,16 @@ class Ours:
         )
         free_s = now_s if self._ends_s is None else max(now_s, self._ends_s)
         idle = self._ends_s is None and not len(self.planner)
-        if self.door.refusal(ticket, self.planner.backlog, now_s=now_s, free_s=free_s, idle=idle) is None:
+        self.window.arrived(now_s, 1)
+        refusal = self.door.refusal(
+            ticket,
+            self.planner.backlog,
+            now_s=now_s,
+            free_s=free_s,
+            idle=idle,
+            coming_rows_per_s=self.window.rates(now_s)[1],
+        )
+        if refusal is None:
             self.planner.add(ticket)
         else:
             request.refused = True

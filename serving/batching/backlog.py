@@ -30,21 +30,37 @@ class Pace:
     margin: float
     batch_rows: int
     slots: int = 1
+    coming_rows_per_s: float = 0.0
+    """Rows that will come meanwhile."""
 
     @classmethod
-    def of(cls, latency: LatencyModel, length: int, max_rows: int, slo_s: float, slots: int = 1) -> Pace:
+    def of(
+        cls,
+        latency: LatencyModel,
+        length: int,
+        max_rows: int,
+        slo_s: float,
+        slots: int = 1,
+        coming_rows_per_s: float = 0.0,
+    ) -> Pace:
         """The pace of a model, by what it has learned, at about this length."""
         batch_rows = latency.working_rows(max_rows, length, slo_s)
-        return cls(*latency.terms_s, latency.margin, batch_rows, slots)
+        return cls(*latency.terms_s, latency.margin, batch_rows, slots, coming_rows_per_s)
 
-    def needed_s(self, rows: float, elements: float) -> float:
-        """How long until `rows` rows with `elements` elements are done, the last batch with its margin."""
-        batches = math.ceil(rows / self.batch_rows)
-        elements *= PADDING_ALLOWED
-        all_s = batches * self.batch_s + rows * self.row_s + elements * self.element_s
-        last_rows = rows - (batches - 1) * self.batch_rows
-        last_s = self.batch_s + last_rows * (self.row_s + self.element_s * elements / rows)
-        return (all_s - last_s) / self.slots + last_s * (1.0 + self.margin)
+    def needed_s(self, rows: float, elements: float, starts_in_s: float) -> float:
+        """How long until `rows` rows with `elements` elements are done, the last batch with its margin.
+
+        The last batch is filled up by what comes before it starts.
+
+        Args:
+            starts_in_s: how long until a slot is free for the first batch.
+        """
+        row_s = self.row_s + self.element_s * PADDING_ALLOWED * elements / rows
+        before = math.ceil(rows / self.batch_rows) - 1
+        before_s = before * (self.batch_s + self.batch_rows * row_s) / self.slots
+        last_rows = rows - before * self.batch_rows + self.coming_rows_per_s * (starts_in_s + before_s)
+        last_s = self.batch_s + min(last_rows, self.batch_rows) * row_s
+        return before_s + last_s * (1.0 + self.margin)
 
     @property
     def row_worth_s(self) -> float:
@@ -93,7 +109,7 @@ class Backlog:
         if cell.rows == 0:
             del cells[ticket.cell]
 
-    def spare_s(self, pace: Pace, start_s: float, new: Ticket) -> float:
+    def spare_s(self, pace: Pace, now_s: float, start_s: float, new: Ticket) -> float:
         """By how much the tightest deadline is kept if `new` is let in; negative where one would be missed.
 
         Those are `new`'s own deadline and, in its level, the later ones, which it would push back. Levels
@@ -106,7 +122,9 @@ class Backlog:
         all_elements = sum(total.elements for total in self._totals.values()) + new.rows * new.length
         cells = self._cells[new.level]
         earliest_s = min(cells, default=math.inf) * self._cell_s
-        spare_s = min(new.deadline_s, earliest_s) - start_s - pace.needed_s(all_rows, all_elements)
+        starts_in_s = start_s - now_s
+        needed_s = pace.needed_s(all_rows, all_elements, starts_in_s)
+        spare_s = min(new.deadline_s, earliest_s) - start_s - needed_s
         if spare_s >= 0:
             return spare_s  # everything is done before anything is due
         own = int(new.deadline_s / self._cell_s)
@@ -116,12 +134,13 @@ class Backlog:
         if own in cells:
             rows += cells[own].rows
             elements += cells[own].elements
-        spare_s = new.deadline_s - start_s - self._needed_s(pace, new.level, rows, elements)
+        needed_s = self._needed_s(pace, new.level, rows, elements, starts_in_s)
+        spare_s = new.deadline_s - start_s - needed_s
         for index in sorted(index for index in cells if index > own):
             rows += cells[index].rows
             elements += cells[index].elements
-            due_s = index * self._cell_s
-            spare_s = min(spare_s, due_s - start_s - self._needed_s(pace, new.level, rows, elements))
+            needed_s = self._needed_s(pace, new.level, rows, elements, starts_in_s)
+            spare_s = min(spare_s, index * self._cell_s - start_s - needed_s)
         return spare_s
 
     def all_met(self, pace: Pace, start_s: float, less_rows: int, level: int) -> bool:
@@ -138,11 +157,11 @@ class Backlog:
                 continue
             # The end of the cell: what is due within it needn't be due at its beginning.
             due_s = (index + 1) * self._cell_s
-            if start_s + self._needed_s(pace, level, rows, elements) > due_s:
+            if start_s + self._needed_s(pace, level, rows, elements, 0.0) > due_s:
                 return False
         return True
 
-    def _needed_s(self, pace: Pace, level: int, rows: float, elements: float) -> float:
+    def _needed_s(self, pace: Pace, level: int, rows: float, elements: float, starts_in_s: float) -> float:
         """`Pace.needed_s`, with what other levels take meanwhile by their shares."""
         own_rows = rows
         for other, total in self._totals.items():
@@ -150,4 +169,4 @@ class Backlog:
                 share = min(total.rows, own_rows * WEIGHTS[other] / WEIGHTS[level])
                 elements += total.elements * share / total.rows
                 rows += share
-        return pace.needed_s(rows, elements)
+        return pace.needed_s(rows, elements, starts_in_s)

@@ -39,13 +39,21 @@ class Door:
         self._probed_s = -math.inf
 
     def refusal(
-        self, ticket: Ticket, backlog: Backlog, *, now_s: float, free_s: float, idle: bool
+        self,
+        ticket: Ticket,
+        backlog: Backlog,
+        *,
+        now_s: float,
+        free_s: float,
+        idle: bool,
+        coming_rows_per_s: float,
     ) -> Overloaded | TooLarge | None:
         """Why a request is refused; None where it is let in, perhaps as a probe.
 
         Args:
             free_s: when a slot is free, as far as one knows: now or later.
             idle: whether nothing waits and a slot is free.
+            coming_rows_per_s: rows that come, by recent experience: they fill up the batches of others.
         """
         waiting_rows = backlog.rows
         if waiting_rows + ticket.rows > self._max_queue_rows:
@@ -53,8 +61,10 @@ class Door:
         latency = ticket.group.latency
         if not latency.known:
             return None
-        pace = Pace.of(latency, ticket.length, self._max_batch_rows, self._slo_s, self._slots)
-        spare_s = backlog.spare_s(pace, free_s, ticket)
+        pace = Pace.of(
+            latency, ticket.length, self._max_batch_rows, self._slo_s, self._slots, coming_rows_per_s
+        )
+        spare_s = backlog.spare_s(pace, now_s, free_s, ticket)
         if spare_s >= 0:
             return None
         if idle and now_s - self._probed_s >= PROBE_EVERY_S:

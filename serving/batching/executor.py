@@ -10,6 +10,7 @@ Everything but `_run` happens on the event loop, so nothing here is locked. Know
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ _POLL_S = 0.01
 WAY_BACK_SHARE, MAX_WAY_BACK_S = 0.02, 0.005
 """Of the SLO, what is kept for the way of an answer to its client."""
 _WEIGHT_OF_NEWEST = 0.05
+_COUNT_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Executor:
         self._observer = observer
         self._clock = clock
         self._window = LoadWindow(clock.monotonic_s())
+        self._counted_s, self._coming = -math.inf, 0.0
         self._latest: BatchModel | None = None
         self._mean_length = 0.0
         self._closed = False
@@ -160,7 +163,12 @@ class Executor:
         self._latest = model
         self._mean_length += _WEIGHT_OF_NEWEST * (size.length - self._mean_length)
         refusal = self._door.refusal(
-            ticket, self._planner.backlog, now_s=now_s, free_s=self._free_s(now_s), idle=self._idle
+            ticket,
+            self._planner.backlog,
+            now_s=now_s,
+            free_s=self._free_s(now_s),
+            idle=self._idle,
+            coming_rows_per_s=self._coming_rows_per_s(now_s),
         )
         if refusal is not None:
             self._window.lost(now_s)
@@ -194,6 +202,12 @@ class Executor:
         if len(self._ends_s) < self._slots:
             return now_s
         return max(now_s, min(self._ends_s.values()))
+
+    def _coming_rows_per_s(self, now_s: float) -> float:
+        if now_s >= self._counted_s + _COUNT_EVERY_S:
+            self._counted_s = now_s
+            self._coming = self._window.rates(now_s)[1]
+        return self._coming
 
     def _capacity_rows_per_s(self) -> float | None:
         if self._latest is None or not self._latest.latency.known:

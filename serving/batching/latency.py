@@ -3,7 +3,7 @@
 Two estimates at two speeds, because two things change. The *shape* (a, b, c, none negative) is a fit of
 relative errors by least squares that forgets with a memory of some fifty batches; outliers count less, and
 what recent batches say nothing of (all had the same size, say) stays as it was known last. The *speed* is
-the median ratio of the last few batches to that shape: it follows a machine that slows down within three
+the median ratio of the last few batches to that shape, which is freed of it before it learns: it follows a machine that slows down within three
 batches, and a single slow batch doesn't move it.
 
 The margin is a high quantile of the relative errors that predictions made: what the model can't explain.
@@ -21,7 +21,7 @@ from statistics import median
 MEMORY = 0.98
 """What one batch leaves of the weight of those before it."""
 MARGIN_QUANTILE = 0.95
-WORTH = 0.9
+WORTH = 0.97
 """The share of a full batch's speed that a batch must have to be worth its fixed cost."""
 MOST_OF_SLO = 0.8
 FIRST_MARGIN = 0.1
@@ -83,19 +83,21 @@ class LatencyModel:
         if rows < 1 or duration_s <= 0:
             return
         features = (1.0, float(rows), float(rows * length))
-        expected_s = _dot(self._shape, features) * self.speed
+        usual_s = _dot(self._shape, features)
+        expected_s = usual_s * self.speed
         weight = 1.0
         if expected_s > 0:
             error = duration_s / expected_s - 1.0
             self._note_error(error)
             weight = min(1.0, _OUTLIER_SCALES * self._scale / max(abs(error), 1e-9))
-        self._accumulate(features, duration_s, weight, expected_s or duration_s)
+        usual_took_s = duration_s / self.speed  # what it would have taken at the shape's own speed
+        self._accumulate(features, usual_took_s, weight, usual_s or usual_took_s)
         self._recent.append((features, duration_s))
         self._observed += 1
         self._since_fit_s += duration_s
         if self._observed <= _FIT_ALWAYS or self._since_fit_s >= _FIT_EVERY_S:
             self._since_fit_s = 0.0
-            self._fit(features, duration_s)
+            self._fit(features, usual_took_s)
 
     def estimate_s(self, rows: int, length: int = 0) -> float:
         """The expected duration of a batch."""
