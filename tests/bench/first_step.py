@@ -173,6 +173,17 @@ def _program(title: str) -> str:
     return f"{Path(path).name.rstrip('0123456789.')} {rest}"
 
 
+def _told(name: str, start: Callable[[], Start]) -> Callable[[], Start]:
+    """`start`, saying on stderr what it took."""
+
+    def measured() -> Start:
+        found = start()
+        print(f"{found.first_step_s:7.2f} s  {name}", file=sys.stderr, flush=True)  # noqa: T201
+        return found
+
+    return measured
+
+
 def compare(bench: Bench, pairs: int, report: Report) -> None:
     """All pairs against both peers."""
     peers: list[tuple[str, Callable[[], Start], float | None]] = [
@@ -190,7 +201,7 @@ def compare(bench: Bench, pairs: int, report: Report) -> None:
         for peer_name, peer_start, at_most in peers:
             if number and peer_name != "torchrun DDP":
                 continue
-            found = in_turn(our_start, peer_start, pairs)
+            found = in_turn(_told(our_name, our_start), _told(peer_name, peer_start), pairs)
             starts += [mine for mine, _ in found] if number == 0 else []
             values = tuple((mine.first_step_s, theirs.first_step_s) for mine, theirs in found)
             report.comparisons.append(
