@@ -16,8 +16,6 @@ Knows nothing of manifests, runs or models.
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +28,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
+from cluster import directory
 from cluster.backend import (
     Deadlines,
     first_line,
@@ -51,8 +50,6 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 _PIECES_AT_ONCE = 4
 _ONE_REQUEST_BYTES = 40 * 1024 * 1024
 """Up to this size an object is written in one request, which leaves nothing behind when it fails."""
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""What some network file systems say of folders."""
 _PART_RETRIES = 4
 """By the client, of each part of a larger one; then all of it is written again."""
 
@@ -85,6 +82,7 @@ class Store:
         self._deadlines = deadlines
         self._clock = clock
         self._uniform = uniform
+        self._root = Path(str(backend.prefix)) if isinstance(backend, LocalStore) else None
         self.uri = uri
 
     def __repr__(self) -> str:
@@ -133,11 +131,15 @@ class Store:
     def put(self, key: str, data: bytes | memoryview | Path) -> None:
         """Write an object whole, replacing what was there.
 
-        Up to 40 MiB in memory go in one request; more, and files, in concurrent parts.
+        Up to 40 MiB in memory go in one request; more, and files, in concurrent parts. A directory takes a
+        `memoryview` of aligned pages past the page cache, where it can.
         """
         in_one = not isinstance(data, Path) and len(data) <= _ONE_REQUEST_BYTES
         backend = self._backend if in_one else self._for_parts
         try:
+            if self._root and isinstance(data, memoryview) and directory.put_direct(self._root, key, data):
+                directory.sync_folders(self._root, key)
+                return
             self._retried(lambda: obstore.put(backend, key, data, use_multipart=False if in_one else None))
             self._sync(key)
         except (BaseError, OSError) as error:
@@ -206,23 +208,8 @@ class Store:
         )
 
     def _sync(self, key: str) -> None:
-        """Have a directory's disk take what was written, and the folders' entries on the way to it."""
-        if not isinstance(self._backend, LocalStore):
-            return
-        root = Path(self.uri.removeprefix("file://"))
-        path = root / key
-        for place in (path, *(folder for folder in path.parents if folder.is_relative_to(root))):
-            try:
-                handle = os.open(place, os.O_RDONLY)
-            except FileNotFoundError:  # deleted by someone since
-                continue
-            try:
-                os.fsync(handle)
-            except OSError as error:
-                if error.errno not in _CANNOT_SYNC:
-                    raise
-            finally:
-                os.close(handle)
+        if self._root:
+            directory.sync(self._root, key)
 
     def _translated(self, doing: str, key: str, error: Exception) -> Exception:
         if isinstance(error, FileNotFoundError) and doing == "reading":

@@ -114,6 +114,8 @@ class Recorder:
         control = self._seat.control
         control.step, control.waiting = step.step, False
         control.progress += 1
+        if not step.skipped:
+            self._saver.stepped(step.step_s)
         if step.skipped and self._reporter:
             self._seat.events.write("batch-skipped", step=step.step, cursor=step.cursor)
         if step.loss is not None:

@@ -29,11 +29,13 @@ from cluster.manifest import FileEntry, Manifest, Writer
 from cluster.retry import retried
 from cluster.runs import Run
 from training.checkpoints.arena import reserved_bytes
+from training.checkpoints.calm import Calm
 from training.checkpoints.checkpoint import LAYOUT, CheckpointMeta, Layout
 from training.checkpoints.exchange import Exchange, Left, Report, Told, Verdict
 from training.checkpoints.pieces import OPTIMIZER, Held, Piece, Spec, held_state, hold, share
 from training.checkpoints.retention import Retention
 from training.checkpoints.stage import Snapshot, Stage
+from training.checkpoints.throttle import NOBODY_STEPS
 from training.loop import TrainState
 from training.recipe import Checkpointing
 
@@ -59,6 +61,7 @@ class _Save:
     snapshot: Snapshot
     specs: dict[str, Spec]
     began_s: float
+    calm_s: float
 
 
 class Saver:
@@ -125,6 +128,8 @@ class Saver:
         self._waiting: queue.SimpleQueue[_Save | None] = queue.SimpleQueue()
         self._retention = Retention(run, policy)
         self._retiring: threading.Thread | None = None
+        self._calm = Calm(policy, clock.monotonic_s())
+        self._waiters = 0
         self._stage.prepare(reserved_bytes(share(_expected(state), rank, world)))
         threading.Thread(target=self._work, name="saver", daemon=True).start()
 
@@ -132,6 +137,12 @@ class Saver:
     def busy(self) -> bool:
         """Whether an earlier save has not ended yet, as far as this rank knows; rank 0 knows best."""
         return self._unfinished > 0
+
+    def stepped(self, step_s: float) -> None:
+        """A step ended that took `step_s`; saves are not counted. So uploads learn how fast they may go."""
+        slowdown = self._calm.stepped(step_s, is_quiet=not self.busy)
+        if slowdown is not None:
+            self._stage.tell(slowdown)
 
     def save(self, meta: CheckpointMeta) -> None:
         """Take a snapshot, and commit it while training goes on.
@@ -151,7 +162,8 @@ class Saver:
         with self._changed:
             self._unfinished += 1
         self._snapshot = snapshot
-        self._waiting.put(_Save(self._count, meta, snapshot, {h.name: h.spec for h in held}, now_s))
+        calm_s = self._calm.saves(now_s)
+        self._waiting.put(_Save(self._count, meta, snapshot, {h.name: h.spec for h in held}, now_s, calm_s))
         self._count += 1
 
     def wait(self, timeout_s: float) -> None:
@@ -162,7 +174,10 @@ class Saver:
             Conflict: a newer writer has taken over.
         """
         with self._changed:
+            self._waiters += 1
+            self._stage.tell(NOBODY_STEPS)
             ended = self._changed.wait_for(lambda: not self._unfinished or self._is_closed, timeout_s)
+            self._waiters -= 1
         self._raise_if_fatal()
         if self._last_error is not None and not self._unfinished:
             raise self._last_error
@@ -244,9 +259,12 @@ class Saver:
                 store=self._run.store.uri,
                 folder=self._artifacts.folder(self._newest + 1, self._nonce(save)),
                 retry_s=max(due_s - self._clock.monotonic_s(), 0),
+                calm_s=save.calm_s,
                 mb_per_s=self._policy.upload_mb_per_s,
                 on_trouble=self._tell_trouble,
             )
+            if self._waiters:
+                self._stage.tell(NOBODY_STEPS)
             entries = self._result(upload, due_s + _GRACE_S)
         except TandemError as error:
             self._stage.abandon(save.snapshot)

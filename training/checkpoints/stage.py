@@ -22,7 +22,7 @@ from cluster.errors import StorageError, shown
 from cluster.manifest import FileEntry
 from training.checkpoints.arena import Arena, ArenaFile
 from training.checkpoints.pieces import Part
-from training.checkpoints.uploader import SAYINGS, Source, Trouble, Upload
+from training.checkpoints.uploader import SAYINGS, SLOWDOWN, Source, Trouble, Upload
 
 OnTrouble = Callable[[StorageError], None]
 Entries = dict[str, FileEntry]
@@ -98,6 +98,7 @@ class Stage:
         store: str,
         folder: str,
         retry_s: float,
+        calm_s: float,
         mb_per_s: float | None,
         on_trouble: OnTrouble,
     ) -> Future[Entries]:
@@ -105,6 +106,9 @@ class Stage:
 
         Args:
             store: its URI.
+            retry_s: for how long a store that fails is tried again.
+            calm_s: how long it may take for the steps' sake.
+            mb_per_s: a limit; without one, what `tell` says of the steps decides.
             on_trouble: told, by a thread, of failures after which it is tried again.
 
         Returns:
@@ -125,11 +129,21 @@ class Stage:
                     Source(name=f.name, offset=f.offset, size_bytes=f.size_bytes) for f in snapshot.files
                 ),
                 retry_s=retry_s,
+                calm_s=calm_s,
                 mb_per_s=mb_per_s,
             )
             uploader = self._ready()
         uploader.send(order, done, on_trouble)
         return done
+
+    def tell(self, slowdown: float) -> None:
+        """Say what a step took, against a quiet one, while an upload is under way, or `NOBODY_STEPS`.
+
+        Never waits, and does nothing where there is no uploader.
+        """
+        uploader = self._uploader
+        if uploader is not None:
+            uploader.tell(slowdown)
 
     def abandon(self, snapshot: Snapshot) -> None:
         """Let go of a snapshot; an uploader that is still at it is ended."""
@@ -165,6 +179,7 @@ class _Uploader:
     def __init__(self, arena_fd: int) -> None:
         self.is_over = False
         self._arena_fd = arena_fd
+        self._steps: int | None = None
         self._process: subprocess.Popen[str] | None = None
         self._started = threading.Event()
         self._waiting: dict[int, tuple[Future[Entries], OnTrouble]] = {}
@@ -189,6 +204,13 @@ class _Uploader:
             self._process.stdin.write(order.model_dump_json() + "\n")
             self._process.stdin.flush()
 
+    def tell(self, slowdown: float) -> None:
+        """See `Stage.tell`."""
+        with self._lock:
+            if self._steps is not None:
+                with contextlib.suppress(OSError):  # full, or nobody reads any more
+                    os.write(self._steps, SLOWDOWN.pack(slowdown))
+
     def end(self) -> None:
         """Kill the process; it has nothing to lose."""
         self._started.wait()
@@ -212,6 +234,9 @@ class _Uploader:
         finally:
             with self._lock:
                 self.is_over = True
+                steps, self._steps = self._steps, None
+            if steps is not None:
+                os.close(steps)
             self._started.set()
         self._fail_all(why)
         if self._process is not None:
@@ -222,14 +247,20 @@ class _Uploader:
     def _start(self) -> None:
         path = os.pathsep.join(p for p in (str(_SOURCES), os.environ.get("PYTHONPATH")) if p)
         command = [sys.executable, "-m", "training.checkpoints.uploader"]
-        self._process = subprocess.Popen(
-            [*command, "--arena", str(self._arena_fd), "--parent", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=(self._arena_fd,),
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        command += ["--arena", str(self._arena_fd), "--parent", str(os.getpid())]
+        read, self._steps = os.pipe()
+        os.set_blocking(self._steps, False)
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--steps", str(read)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=(self._arena_fd, read),
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        finally:
+            os.close(read)
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
         self._started.set()

@@ -14,17 +14,19 @@ What keeps steps undisturbed: see `training.checkpoints.stage`, which starts it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import hashlib
 import math
 import mmap
 import os
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Literal
 
 from pydantic import Field, TypeAdapter
@@ -34,19 +36,17 @@ from cluster.config import Frozen
 from cluster.errors import StorageError, TandemError
 from cluster.manifest import FileEntry
 from cluster.retry import retried
-from cluster.storage import Deadlines, Store, open_store
+from cluster.storage import Deadlines, Store, memory_store, open_store
+from training.checkpoints.throttle import NOBODY_STEPS, Throttle
 
 FILES_AT_ONCE = 3
 _PR_SET_PDEATHSIG = 1
 _FIRST_REQUEST_S = 30.0
 _LONGEST_REQUEST_S = 240.0
 _TOLD_EVERY_S = 10.0
-_BYTES_PER_MB = 1_000_000
-_QUIET_MB_PER_S = 60.0
-"""Where steps need every core. 2 ranks on 2 shared, busy cores, 1.26 GB of state, step time while uploading
-against a quiet step, p95: no priority, no limit 3.9; lowest priority, no limit 1.4 to 1.5; and 60 MB/s 0.9
-(one run each; the machine was loaded by others, so only the order of these can be trusted)."""
-_IN_THE_WAY = 2
+_LOOK_EVERY_S = 0.1
+_STEPS_AT_ONCE = 4096
+SLOWDOWN = struct.Struct("=d")
 
 
 class Source(Frozen):
@@ -66,6 +66,9 @@ class Upload(Frozen):
     folder: str
     files: tuple[Source, ...]
     retry_s: float
+    """Seconds after which a store that fails is not tried again."""
+    calm_s: float
+    """Seconds that it may take for the steps' sake."""
     mb_per_s: float | None
 
 
@@ -111,56 +114,46 @@ class Abandoned(Exception):
     """A later order has taken this one's place."""
 
 
-class Pace:
-    """Spreads bytes over time: each file starts when those before it should have gone.
+class Steps:
+    """What the trainer says of its steps: eight bytes each, a slowdown (`Throttle.heard`), in a pipe.
 
-    A file itself goes as fast as it can, so a limit holds over files, not within one.
+    A pipe apart from the orders', so that no trainer waits to tell: steps go untold where it is full.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._free_s = clock.monotonic_s()
+    def __init__(self, file: int) -> None:
+        self._file = file
+        os.set_blocking(file, False)
 
-    def wait_for(self, size_bytes: int, mb_per_s: float | None, give_up: Callable[[], bool]) -> None:
-        """Return when `size_bytes` more may go; at once without a limit.
-
-        Raises:
-            Abandoned: `give_up` said so meanwhile.
-        """
-        if mb_per_s is None:
-            return
-        with self._lock:
-            start_s = max(self._free_s, self._clock.monotonic_s())
-            self._free_s = start_s + size_bytes / (mb_per_s * _BYTES_PER_MB)
-        while (left_s := start_s - self._clock.monotonic_s()) > 0:
-            if give_up():
-                raise Abandoned
-            self._clock.sleep(min(left_s, 0.2))
-
-
-def _ran_and_waited_ns() -> tuple[int, int]:
-    """How long this thread has run, and how long it was kept from running; zeros where that is unknown."""
-    try:
-        ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
-    except (OSError, ValueError):
-        return 0, 0
-    return int(ran), int(waited)
+    def heard(self) -> list[float]:
+        """Those since the last time."""
+        try:
+            data = os.read(self._file, SLOWDOWN.size * _STEPS_AT_ONCE)
+        except BlockingIOError:
+            return []
+        return [slowdown for (slowdown,) in SLOWDOWN.iter_unpack(data)]
 
 
 class Order:
-    """One order while it is carried out."""
+    """One order while it is carried out. `throttle` and `heard` are the process's, one order's at a time."""
 
     def __init__(
-        self, order: Upload, arena: memoryview, say: Callable[[Frozen], None], clock: Clock = SYSTEM_CLOCK
+        self,
+        order: Upload,
+        arena: memoryview,
+        say: Callable[[Frozen], None],
+        throttle: Throttle,
+        heard: Callable[[], Iterable[float]],
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._order = order
         self._arena = arena
         self._say = say
+        self._throttle = throttle
+        self._heard = heard
         self._clock = clock
-        self._pace = Pace(clock)
         self._deadline_s = clock.monotonic_s() + order.retry_s
         self._is_over = threading.Event()
+        self._slots = threading.Semaphore(FILES_AT_ONCE)
         self._failure: TandemError | None = None
         self._stores: dict[float, Store] = {}
         self._lock = threading.Lock()
@@ -171,10 +164,22 @@ class Order:
         self._is_over.set()
 
     def run(self) -> None:
-        """Put all the files, and say how it ended; say nothing if the order was abandoned."""
+        """Put all the files, and say how it ended; say nothing if the order was abandoned.
+
+        Returns soon after it was abandoned, though a request may still be under way.
+        """
+        before = list(self._heard())  # of steps that nothing was uploaded in: they say nothing of the rate
+        self._throttle.begin(
+            sum(source.size_bytes for source in self._order.files),
+            now_s=self._clock.monotonic_s(),
+            within_s=self._order.calm_s,
+            mb_per_s=self._order.mb_per_s,
+        )
+        if before and before[-1] == NOBODY_STEPS:
+            self._throttle.heard(NOBODY_STEPS)
         try:
-            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-                entries = list(pool.map(self._put, self._order.files))
+            puts = [self._begin(source) for source in self._order.files]
+            entries = [self._ended(put) for put in puts]
         except Abandoned:
             if self._failure is not None:
                 self._say(Trouble.of(self._order.job, self._failure, is_final=True))
@@ -182,16 +187,51 @@ class Order:
         names = [source.name for source in self._order.files]
         self._say(Uploaded(job=self._order.job, entries=dict(zip(names, entries, strict=True))))
 
+    def _begin(self, source: Source) -> Future[FileEntry]:
+        """Start to put a file when its turn has come.
+
+        Each in a thread of its own, since a thread that has taken the idle priority may not leave it again.
+        """
+        while not self._slots.acquire(timeout=_LOOK_EVERY_S):
+            self._look()
+        self._look()
+        while (left_s := self._throttle.start_s(now_s := self._clock.monotonic_s()) - now_s) > 0:
+            self._is_over.wait(min(left_s, _LOOK_EVERY_S))
+            self._look()
+        is_late = self._throttle.is_late(now_s)
+        self._throttle.goes(source.size_bytes, now_s)
+        done: Future[FileEntry] = Future()
+
+        def work() -> None:
+            if not is_late:
+                _let_everyone_else_go_first()
+            try:
+                done.set_result(self._put(source))
+            except BaseException as error:  # noqa: BLE001 - a thread's edge: raised by whoever waits
+                done.set_exception(error)
+            finally:
+                self._slots.release()
+
+        threading.Thread(target=work, name=source.name, daemon=True).start()
+        return done
+
+    def _ended(self, put: Future[FileEntry]) -> FileEntry:
+        while True:
+            self._look()
+            with contextlib.suppress(FutureTimeoutError):
+                return put.result(_LOOK_EVERY_S)
+
+    def _look(self) -> None:
+        """What else has happened: steps, and the order's end."""
+        for slowdown in self._heard():
+            self._throttle.heard(slowdown)
+        if self._is_over.is_set():
+            raise Abandoned
+
     def _put(self, source: Source) -> FileEntry:
         key = f"{self._order.folder}/{source.name}"
         data = self._arena[source.offset : source.offset + source.size_bytes]
-        before = _ran_and_waited_ns()
         digest = hashlib.sha256(data).hexdigest()
-        ran_ns, waited_ns = (now - then for now, then in zip(_ran_and_waited_ns(), before, strict=True))
-        # With the lowest priority, whoever waits this long is in the way of the steps.
-        is_in_the_way = waited_ns > _IN_THE_WAY * ran_ns
-        limit = self._order.mb_per_s or (_QUIET_MB_PER_S if is_in_the_way else None)
-        self._pace.wait_for(source.size_bytes, limit, self._is_over.is_set)
         request_s = _FIRST_REQUEST_S
 
         def put() -> None:
@@ -233,16 +273,26 @@ class Order:
         return True
 
 
-def serve(arena_fd: int, orders: Iterable[str], say: Callable[[Frozen], None]) -> None:
+def serve(arena_fd: int, orders: Iterable[str], say: Callable[[Frozen], None], steps: Steps) -> None:
     """Carry out orders, one JSON line each, until there are no more."""
+    throttle = Throttle()
     current: Order | None = None
+    thread: threading.Thread | None = None
     for line in orders:
         order = Upload.model_validate_json(line)
-        if current is not None:
+        if current is not None and thread is not None:
             current.abandon()
+            thread.join()
         arena = memoryview(mmap.mmap(arena_fd, 0, prot=mmap.PROT_READ))
-        current = Order(order, arena, say)
-        threading.Thread(target=current.run, name=f"upload-{order.job}", daemon=True).start()
+        current = Order(order, arena, say, throttle, steps.heard)
+        thread = threading.Thread(target=current.run, name=f"upload-{order.job}", daemon=True)
+        thread.start()
+
+
+def _let_everyone_else_go_first() -> None:
+    """Have this thread run only where a core has nothing else to do."""
+    with contextlib.suppress(AttributeError, OSError):  # not Linux, or not allowed
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def end_with(parent: int) -> None:
@@ -256,6 +306,7 @@ def main() -> None:
     """What `python -m training.checkpoints.uploader --arena FD --parent PID` does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--arena", type=int, required=True, help="file descriptor of the arena")
+    parser.add_argument("--steps", type=int, required=True, help="file descriptor of the pipe of steps")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
     arguments = parser.parse_args()
     end_with(arguments.parent)
@@ -272,7 +323,10 @@ def main() -> None:
         except OSError:  # nobody listens any more
             os._exit(0)
 
-    serve(arguments.arena, sys.stdin, say)
+    # The client's threads begin here, with this process's priority: begun by an idle thread, they would be
+    # idle for ever, and requests would run into their deadlines on a busy machine.
+    memory_store().size_bytes("none")
+    serve(arguments.arena, sys.stdin, say, Steps(arguments.steps))
     os._exit(0)  # whatever is under way is of no interest
 
 

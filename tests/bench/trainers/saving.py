@@ -43,24 +43,27 @@ class Turn:
         self._wrapped = wrapped
         self._input_BF = torch.randn(ROWS, features)
 
-    def steps(self, count: int) -> list[float]:
-        """Take so many; what each took, in seconds."""
-        return [self._step() for _ in range(count)]
+    def steps(self, count: int, way: Way | None = None) -> list[float]:
+        """Take so many; what each took, in seconds. `way` is told."""
+        return [self._step(way) for _ in range(count)]
 
     def steps_until_stored(self, way: Way) -> list[float]:
         """Step until every rank's part is stored; at least one step where the save is asynchronous."""
         taken: list[float] = []
         while not _all(way.stored()) and len(taken) < STEPS_AT_MOST:
-            taken.append(self._step())
+            taken.append(self._step(way))
         return taken
 
-    def _step(self) -> float:
+    def _step(self, way: Way | None) -> float:
         started_s = time.monotonic()
         self._wrapped(self._input_BF).square().mean().backward()
         self._training.optimizer.step()
         self._training.optimizer.zero_grad(set_to_none=True)
         self._training.step += 1
-        return time.monotonic() - started_s
+        step_s = time.monotonic() - started_s
+        if way is not None:
+            way.stepped(step_s)
+        return step_s
 
 
 def save_worker(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,7 +78,7 @@ def save_worker(config: dict[str, Any]) -> list[dict[str, Any]]:
     turn = Turn(training, wrapped, config["features"])
     turn.steps(2)
     folder = Path(config["folder"])
-    ways = [WAYS[name](training, folder / name) for name in config["ways"]]
+    ways = [WAYS[name](training, folder / name, config["store"]) for name in config["ways"]]
     found = []
     for number in range(config["rounds"] + 1):
         # Turned round each time, so that nobody always comes after the same neighbour.
@@ -91,7 +94,7 @@ def save_worker(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def one_turn(turn: Turn, way: Way, quiet_steps: int) -> dict[str, Any]:
     """Quiet steps, a save, and steps until it is stored."""
-    quiet_s = turn.steps(quiet_steps)
+    quiet_s = turn.steps(quiet_steps, way)
     dist.barrier()
     started_s = time.monotonic()
     way.save()
@@ -137,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--address", required=True)
     parser.add_argument("--folder", required=True)
+    parser.add_argument("--store", default="", help="URI of the store that Tandem saves to; else a folder")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quiet-steps", type=int, default=6)

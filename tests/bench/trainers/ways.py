@@ -52,9 +52,11 @@ class Way(ABC):
 
     name = ""
 
-    def __init__(self, training: Training, folder: Path) -> None:
+    def __init__(self, training: Training, folder: Path, store: str = "") -> None:
         self.training = training
         self.folder = folder
+        self.store = store or str(folder)
+        """Where those that know object storage save to."""
         folder.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
@@ -64,6 +66,9 @@ class Way(ABC):
     @abstractmethod
     def stored(self) -> bool:
         """Whether this rank's part of the last save is on the disk."""
+
+    def stepped(self, step_s: float) -> None:  # noqa: B027 - only Tandem's listens
+        """A step of training took `step_s`, be it quiet or during an upload."""
 
     def close(self) -> None:  # noqa: B027 - most ways have nothing to do
         """No save comes after."""
@@ -115,8 +120,8 @@ class DcpThread(Way):
     kind = AsyncCheckpointerType.THREAD
     shared = False
 
-    def __init__(self, training: Training, folder: Path) -> None:
-        super().__init__(training, folder)
+    def __init__(self, training: Training, folder: Path, store: str = "") -> None:
+        super().__init__(training, folder, store)
         # Pinned memory, and copying in the background, need CUDA.
         self._stager = DefaultStager(StagingOptions(False, self.shared, False, False))
         # Writing exchanges messages beside training's own, so it needs a group of its own.
@@ -158,13 +163,13 @@ class Tandem(Way):
 
     name = "tandem"
 
-    def __init__(self, training: Training, folder: Path) -> None:
-        super().__init__(training, folder)
+    def __init__(self, training: Training, folder: Path, store: str = "") -> None:
+        super().__init__(training, folder, store)
         self._failed: list[TandemError] = []
         self._saver = Saver(
-            Run(open_store(str(folder)), "bench"),
+            Run(open_store(self.store), "bench"),
             TrainState(training.model, training.optimizer),
-            Checkpointing(every_s=None, every_steps=1, keep=1),
+            Checkpointing(every_s=60, keep=1),
             rank=training.rank,
             world=training.world,
             exchange=_store_of_its_own(training),
@@ -182,6 +187,9 @@ class Tandem(Way):
         if self._failed:
             raise self._failed[0]
         return not self._saver.busy
+
+    def stepped(self, step_s: float) -> None:
+        self._saver.stepped(step_s)
 
     def close(self) -> None:
         self._saver.close()

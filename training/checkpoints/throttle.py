@@ -1,0 +1,97 @@
+"""How fast an upload goes: as fast as the steps don't feel, yet never too slow to end in time. Pure.
+
+The trainer tells how long each step takes against a quiet one. The rate is then found as TCP finds its
+own: doubled until a step first feels it, from then on raised by a little after each step that doesn't, and
+lowered by a share after each one that does. It stays from one upload to the next. Two things stand above:
+a checkpoint has to be in the store before a set time, so that the rate has a floor; and where nobody steps,
+as at a run's end, nothing holds it.
+
+Knows no clock: the time is an argument, in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+
+FIRST_MB_PER_S = 60.0
+"""Before any step was heard of. With it, nobody who has given each rank a core of its own is disturbed."""
+LOWEST_MB_PER_S = 20.0
+HIGHEST_MB_PER_S = 4000.0
+FELT = 1.1
+"""A step that takes so many times a quiet one's time feels the upload."""
+UNFELT = 1.03
+"""And one that takes no more than this doesn't. In between, the rate is left as it is."""
+NOBODY_STEPS = 0.0
+"""Instead of a step's slowdown: nothing is disturbed until the next step is heard of."""
+_RAISED_BY_MB_PER_S = 10.0
+_LOWERED_TO = 0.7
+_BYTES_PER_MB = 1_000_000
+
+
+class Throttle:
+    """The pace of one process's uploads. Its bytes go in pieces (files); a piece goes as fast as it can."""
+
+    def __init__(self) -> None:
+        self.mb_per_s = FIRST_MB_PER_S
+        self._is_probing = True
+        self._is_alone = False
+        self._limit_mb_per_s: float | None = None
+        self._left_bytes = 0
+        self._due_s = math.inf
+        self._free_s = -math.inf
+
+    def begin(self, size_bytes: int, *, now_s: float, within_s: float, mb_per_s: float | None = None) -> None:
+        """An upload begins; one before it that has not ended is given up.
+
+        Args:
+            within_s: seconds until all of it should have gone.
+            mb_per_s: a limit that holds whatever steps and time say.
+        """
+        self._left_bytes = size_bytes
+        self._due_s = now_s + within_s
+        self._limit_mb_per_s = mb_per_s
+        self._free_s = now_s
+        self._is_alone = False
+
+    def heard(self, slowdown: float) -> None:
+        """A step ended that took `slowdown` times a quiet one's time, or `NOBODY_STEPS`."""
+        self._is_alone = slowdown == NOBODY_STEPS
+        if self._is_alone:
+            return
+        if slowdown > FELT:
+            self._is_probing = False
+            self.mb_per_s = max(self.mb_per_s * _LOWERED_TO, LOWEST_MB_PER_S)
+        elif slowdown > UNFELT:
+            self._is_probing = False
+        elif self._is_probing:
+            self.mb_per_s = min(self.mb_per_s * 2, HIGHEST_MB_PER_S)
+        else:
+            self.mb_per_s = min(self.mb_per_s + _RAISED_BY_MB_PER_S, HIGHEST_MB_PER_S)
+
+    def start_s(self, now_s: float) -> float:
+        """When the next piece may go: now, or later."""
+        if self._is_alone and self._limit_mb_per_s is None:
+            return now_s
+        return max(self._free_s, now_s)
+
+    def goes(self, size_bytes: int, now_s: float) -> None:
+        """A piece goes now: the next one when this one should have gone."""
+        self._free_s = max(self._free_s, now_s) + size_bytes / (self._rate(now_s) * _BYTES_PER_MB)
+        self._left_bytes -= size_bytes
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether the floor is above what the steps allow: then their priority is no matter either."""
+        return self._is_alone or self._floor(now_s) > self.mb_per_s
+
+    def _rate(self, now_s: float) -> float:
+        """In megabytes a second."""
+        if self._limit_mb_per_s is not None:
+            return self._limit_mb_per_s
+        return max(self.mb_per_s, self._floor(now_s))
+
+    def _floor(self, now_s: float) -> float:
+        """What it takes to end in time."""
+        if self._left_bytes <= 0 or math.isinf(self._due_s):
+            return 0.0
+        left_s = self._due_s - now_s
+        return self._left_bytes / _BYTES_PER_MB / left_s if left_s > 0 else HIGHEST_MB_PER_S
