@@ -86,7 +86,8 @@ class Losses:
         """
         if not self._parts:
             return False
-        return self._device.type != "cpu" or not bool(torch.stack(self._parts).isfinite().all())
+        ran_ahead = self._world > 1 and self._device.type != "cpu"
+        return ran_ahead or not bool(torch.stack(self._parts).isfinite().all())
 
     def _ruinous(self, step: int, loss: float) -> str:
         if not math.isfinite(loss):
