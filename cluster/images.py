@@ -2,13 +2,19 @@
 
 The file's size in pixels is read from its header and checked before anything is decompressed. Of large
 images one is decompressed at a time in a process, since each takes hundreds of megabytes while it lasts.
+
+A whole and plain PNG of the very size and channels asked for takes a shorter way to the same bytes: its
+chunks are walked here and handed to Pillow's decompressor at once. For small images that halves the time,
+most of which goes to Pillow's Python. Whatever is not so plain, and all that is damaged, Pillow reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +28,10 @@ MAX_PIXELS = 50_000_000
 LARGE_PIXELS = 4_000_000
 FORMATS = ("PNG", "JPEG")
 _one_large_at_a_time = threading.Lock()
+_PNG_BEGINS = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
+_PNG_HEADER_ENDS = 33
+_PLAIN_PNG = {1: b"\x08\x00\0\0\0", 3: b"\x08\x02\0\0\0"}
+"""By channels, how the header ends: 8 bits, grey or RGB, not interlaced."""
 
 
 def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -41,6 +51,10 @@ def decode(data: bytes, encoding: ImageEncoding, *, max_pixels: int = MAX_PIXELS
     """
     size = encoding.width, encoding.height
     mode = "L" if encoding.channels == 1 else "RGB"
+    if size[0] * size[1] <= min(max_pixels, LARGE_PIXELS):
+        unpacked = _plain_png(data, mode, encoding)
+        if unpacked is not None:
+            return unpacked
     with _failures_explained(data):
         image = _opened(data, max_pixels)
         with _room_for(image, size):
@@ -62,6 +76,39 @@ def probe(data: bytes) -> ImageEncoding:
         image = _opened(data, MAX_PIXELS)
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         return ImageEncoding(height=image.height, width=image.width, channels=1 if grey else 3)
+
+
+def _plain_png(data: bytes, mode: str, encoding: ImageEncoding) -> NDArray[np.uint8] | None:
+    """The pixels of a PNG that needs unpacking and nothing else; None for every other file."""
+    size = encoding.width, encoding.height
+    header = _PNG_BEGINS + struct.pack(">II", *size) + _PLAIN_PNG.get(encoding.channels, b"")
+    packed = _packed(data) if data.startswith(header) else None
+    if packed is None:
+        return None
+    try:
+        image = Image.frombytes(mode, size, packed, "zip", (mode, 0))
+    except Exception:  # noqa: BLE001 - what is wrong with it, Pillow's reader says better
+        return None
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(*size[::-1], encoding.channels)
+
+
+def _packed(data: bytes) -> bytes | None:
+    """The compressed pixels of a PNG that has whole IDAT chunks only; None where there is more, or less."""
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:_PNG_HEADER_ENDS], "big"):
+        return None
+    parts: list[bytes] = []
+    start = _PNG_HEADER_ENDS
+    while True:
+        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        if kind == b"IEND":
+            return b"".join(parts)
+        if kind != b"IDAT":
+            return None
+        parts.append(data[start + 8 : end])
+        start = end + 4
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from PIL import Image
 from cluster.errors import BadInput, Damaged, NotFound, TandemError
 from training.data import statistics
 from training.data.dataset import Dataset
+from training.data.publish import publish
 from training.data.record import RECORD_NAME, Record
 
 
@@ -348,3 +349,19 @@ def test_stored_facts_are_taken_only_if_they_are_of_this_dataset(tmp_path: Path)
     for text in (json.dumps(other), "{", "[]", '{"format": 2}'):
         (tmp_path / RECORD_NAME).write_text(text)
         assert Dataset.open(str(tmp_path)).facts("y") == facts
+
+
+def test_a_flipped_bit_is_named_by_file_and_row_group(tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(400.0), "label": np.arange(400) % 2})
+    uri = publish(
+        {"train": [table.slice(0, 200), table.slice(200)], "eval": [table]}, str(tmp_path), label="label"
+    ).uris["train"]
+    file = next(Path(tmp_path, "train").glob("*.parquet"))
+    data = bytearray(file.read_bytes())
+    chunk = pq.ParquetFile(file).metadata.row_group(1).column(0)
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 4
+    file.write_bytes(bytes(data))
+    dataset = Dataset.open(uri)
+    assert dataset.read_group(0, ["x"]).num_rows == 200
+    with pytest.raises(Damaged, match=r"row group 1 of 'part-00000\.parquet' isn't what was written"):
+        dataset.read_group(1, ["x"])

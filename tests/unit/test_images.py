@@ -102,3 +102,35 @@ def test_only_one_large_image_is_decompressed_at_a_time() -> None:
     assert done.is_set()
     with pytest.raises(TooLarge):
         images.decode(large, SMALL, max_pixels=1000)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_short_way_and_pillows_reader_give_the_same(channels: int) -> None:
+    encoding = ImageEncoding(height=9, width=14, channels=channels)
+    rng = np.random.default_rng(channels)
+    mode = "L" if channels == 1 else "RGB"
+    smooth = np.cumsum(rng.integers(0, 3, (9, 14, channels), np.uint8), axis=1, dtype=np.uint8)
+    whole = file_of(Image.fromarray(smooth.squeeze()))
+    taken = images._plain_png(whole, mode, encoding)
+    assert taken is not None
+    np.testing.assert_array_equal(taken, smooth)
+    damaged = [whole[:end] for end in range(len(whole))]  # left to Pillow, like a flipped bit
+    for place in range(len(whole)):
+        other = bytearray(whole)
+        other[place] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(other))
+    assert all(images._plain_png(data, mode, encoding) is None for data in damaged)
+
+
+@pytest.mark.parametrize("options", [{"dpi": (72, 72)}, {"optimize": True}, {"compress_level": 0}])
+def test_other_writers_files_decode_alike(options: dict) -> None:
+    pixels = noise(8, 12, 3)
+    np.testing.assert_array_equal(images.decode(file_of(Image.fromarray(pixels), **options), SMALL), pixels)
+
+
+def test_a_picture_of_many_idat_chunks_decodes_whole() -> None:
+    pixels = noise(200, 300, 3)
+    encoding = ImageEncoding(height=200, width=300, channels=3)
+    data = file_of(Image.fromarray(pixels))
+    assert data.count(b"IDAT") > 1
+    np.testing.assert_array_equal(images.decode(data, encoding), pixels)

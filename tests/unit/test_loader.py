@@ -19,6 +19,7 @@ from cluster import images
 from cluster.errors import BadInput, StorageError
 from cluster.signature import ImageEncoding, Signature, Tensor
 from training.data import dataset as dataset_module
+from training.data import loader
 from training.data.dataset import Dataset
 from training.data.loader import HostBatch, Loader
 from training.data.plan import Plan
@@ -239,9 +240,29 @@ def test_a_bad_row_surfaces_at_its_batch_with_its_number(tmp_path: Path) -> None
     task = Table(facts, NoOptions())
     with Loader(bad, plan, task, global_batch_size=20, rank=0, world_size=1, cursor=0, epochs=1) as batches:
         assert len(list(islice(batches, 2))) == 2
-        with pytest.raises(BadInput, match="row 50 of 'image'"):
+        place = "row 0 of row group 5 of 'a.parquet' in .*"
+        with pytest.raises(BadInput, match=f"row 50 of 'image': .*{place}"):
             next(batches)
         assert list(batches) == []
+
+
+def test_processes_that_decode_change_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = run(dataset, epochs=2)
+    monkeypatch.setattr(loader, "_DECODERS_PAY_FROM_ROWS", 0)
+    monkeypatch.setattr(loader, "_SMALL_IMAGES_PER_JOB", 3)
+    task = Table(dataset.facts("label"), NoOptions())
+    options = {"global_batch_size": 16, "rank": 0, "world_size": 1, "cursor": 0, "epochs": 2}
+    with Loader(dataset, plan_of(dataset), task, **options) as batches:
+        processes = batches._processes
+        assert processes is not None
+        processes.wait_until_ready()
+        elsewhere = list(batches)
+    assert len(elsewhere) == len(here)
+    for left, right in zip(here, elsewhere, strict=True):
+        assert left.cursor == right.cursor
+        np.testing.assert_array_equal(left.row_ids, right.row_ids)
+        for name, values in left.arrays.items():
+            np.testing.assert_array_equal(values, right.arrays[name])
 
 
 def test_a_dataset_that_goes_away_is_an_error_not_a_hang(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ Knows nothing of files, batches' order or devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,26 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import types as pat
 
-from cluster import images
-from cluster.errors import BadInput, TandemError, shown
-from cluster.signature import NUMPY_DTYPES, ImageEncoding, Signature, Tensor
+from cluster.errors import BadInput, shown
+from cluster.signature import NUMPY_DTYPES, Signature, Tensor
+from training.data.decoder import BadImage
+from training.data.decoding import Decode, decode_here
 from training.facts import DatasetFacts
 from training.task import TARGET, Arrays
 
 RowIds = NDArray[np.int64]
-_IMAGES_PER_JOB = 32
-_SMALL_IMAGE_BYTES = 8 * 1024
+IMAGES_PER_JOB = 32
+SMALL_IMAGE_BYTES = 8 * 1024
 """Below this mean size of file, threads lose more by handing the interpreter around than they gain."""
+_DENSE_LABELS = 4096
+
+
+class BadRow(BadInput):
+    """What is wrong with one row. `row`: its number, as the caller numbers rows."""
+
+    def __init__(self, failed: str, row: int, **parts: str) -> None:
+        super().__init__(failed, **parts)
+        self.row = row
 
 
 def input_arrays(
@@ -60,7 +70,7 @@ def input_array(
     """One raw input; arguments and errors as for `input_arrays`."""
     column = _column(table, tensor.name)
     if tensor.encoding is not None:
-        return _images(column, tensor.name, tensor.encoding, pool, row_ids)
+        return _images(table, tensor, pool, row_ids)
     if _holds_bytes(column.type):
         raise BadInput(
             f"column '{tensor.name}' holds bytes, which this input doesn't take",
@@ -90,13 +100,36 @@ def target_array(table: pa.Table, facts: DatasetFacts, *, row_ids: RowIds | None
     indices = _class_indices(column, facts.labels)
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
-        raise BadInput(
-            f"row {_row(unknown[0], row_ids)} has a label that the training data doesn't have",
+        row = _row(unknown[0], row_ids)
+        raise BadRow(
+            f"row {row} has a label that the training data doesn't have",
+            row,
             got=shown(column[int(unknown[0])].as_py()),
             allowed=f"one of {len(facts.labels)} labels: {shown(list(facts.labels))}",
             fix=f"correct the column '{facts.label}', or add such rows to the training data",
         )
     return indices
+
+
+def images_begun(
+    table: pa.Table,
+    tensor: Tensor,
+    pool: Executor,
+    *,
+    decode: Decode = decode_here,
+    images_per_job: int = IMAGES_PER_JOB,
+    row_ids: RowIds | None = None,
+) -> tuple[NDArray[np.uint8], list[Future[None]]]:
+    """An image tensor that is being filled, uint8 [B, H, W, C], and the jobs that fill it.
+
+    A job raises what `input_arrays` does; the pixels are there when every job is done.
+    """
+    column, pixels = _image_column(table, tensor)
+    starts = range(0, len(pixels), images_per_job)
+    return pixels, [
+        pool.submit(_decode_part, column, tensor, pixels, start, start + images_per_job, decode, row_ids)
+        for start in starts
+    ]
 
 
 def encode_words(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
@@ -173,6 +206,15 @@ def _class_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> NDArray[
     if pat.is_large_string(column.type):
         found = pc.fill_null(pc.index_in(column, known), -1)
         return np.asarray(found.to_numpy(), dtype=np.int64)
+    if pat.is_integer(column.type) and len(column) and not column.null_count:
+        values = column.to_numpy()
+        lowest, highest = int(values.min()), int(values.max())
+        if highest - lowest < _DENSE_LABELS:
+            words = pa.array(range(lowest, highest + 1), column.type).cast(pa.large_string())
+            of_value = pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False)
+            places = (values - values.dtype.type(lowest)).astype(np.intp)
+            dense: NDArray[np.int64] = np.asarray(of_value, np.int64)[places]
+            return dense
     # A string is made of each distinct value only, since that takes longer than all the rest.
     encoded = pc.dictionary_encode(column.combine_chunks())
     words = encoded.dictionary.cast(pa.large_string())
@@ -193,8 +235,10 @@ def _refuse_missing(
 ) -> None:
     if not tensor.nullable and missing.any():
         place = int(missing.argmax())
-        raise BadInput(
-            f"row {_row(place, row_ids)} has no value for '{tensor.name}'",
+        row = _row(place, row_ids)
+        raise BadRow(
+            f"row {row} has no value for '{tensor.name}'",
+            row,
             got=shown(column[place].as_py()),
             allowed="a value in every row: the model was made for data with none missing",
             fix="fill or drop such rows, or train on data in which some values are missing",
@@ -227,8 +271,10 @@ def _numbers(column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None) ->
         wrong = values != plain
     if wrong.any():
         place = int(wrong.argmax())
-        raise BadInput(
-            f"row {_row(place, row_ids)} has a value for '{tensor.name}' that a {tensor.dtype} can't hold",
+        row = _row(place, row_ids)
+        raise BadRow(
+            f"row {row} has a value for '{tensor.name}' that a {tensor.dtype} can't hold",
+            row,
             got=shown(column[place].as_py()),
             allowed=f"finite numbers that fit {tensor.dtype}",
             fix="clean or rescale the column where it is made",
@@ -246,36 +292,52 @@ def _as_floats(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _images(
-    column: pa.ChunkedArray,
-    name: str,
-    encoding: ImageEncoding,
-    pool: Executor | None,
-    row_ids: RowIds | None,
+    table: pa.Table, tensor: Tensor, pool: Executor | None, row_ids: RowIds | None
 ) -> NDArray[np.uint8]:
+    if pool is not None and table.column(tensor.name).nbytes >= SMALL_IMAGE_BYTES * table.num_rows:
+        pixels, jobs = images_begun(table, tensor, pool, row_ids=row_ids)
+        for job in jobs:
+            job.result()
+        return pixels
+    column, pixels = _image_column(table, tensor)
+    _decode_part(column, tensor, pixels, 0, len(pixels), decode_here, row_ids)
+    return pixels
+
+
+def _image_column(table: pa.Table, tensor: Tensor) -> tuple[pa.ChunkedArray, NDArray[np.uint8]]:
+    """The files, and room for their pixels."""
+    column = _column(table, tensor.name)
     if not _holds_bytes(column.type):
         raise BadInput(
-            f"column '{name}' doesn't hold images",
+            f"column '{tensor.name}' doesn't hold images",
             got=str(column.type),
             allowed="bytes: whole PNG or JPEG files",
             fix="make the dataset with `tandem data import images`",
         )
-    files = column.to_pylist()
-    pixels = np.empty((len(files), encoding.height, encoding.width, encoding.channels), np.uint8)
+    encoding = tensor.encoding
+    assert encoding is not None, "the tensor is no image"
+    shape = (len(column), encoding.height, encoding.width, encoding.channels)
+    return column.cast(pa.large_binary()), np.empty(shape, np.uint8)
 
-    def decode_from(start: int) -> None:
-        for place, data in enumerate(files[start : start + _IMAGES_PER_JOB], start):
-            try:
-                pixels[place] = images.decode(data or b"", encoding)
-            except TandemError as error:
-                raise BadInput(
-                    f"row {_row(place, row_ids)} of '{name}': {error.failed}",
-                    got=error.got,
-                    allowed=error.allowed,
-                    fix="remove the row, or write the image anew",
-                ) from None
 
-    starts = range(0, len(files), _IMAGES_PER_JOB)
-    threaded = pool is not None and column.nbytes >= _SMALL_IMAGE_BYTES * len(files)
-    for _ in pool.map(decode_from, starts) if pool and threaded else map(decode_from, starts):
-        pass
-    return pixels
+def _decode_part(
+    column: pa.ChunkedArray,
+    tensor: Tensor,
+    pixels: NDArray[np.uint8],
+    start: int,
+    stop: int,
+    decode: Decode,
+    row_ids: RowIds | None,
+) -> None:
+    assert tensor.encoding is not None
+    try:
+        decode(column.slice(start, stop - start), tensor.encoding, pixels[start:stop])
+    except BadImage as error:
+        row = _row(start + error.place, row_ids)
+        raise BadRow(
+            f"row {row} of '{tensor.name}': {error.failed}",
+            row,
+            got=error.got,
+            allowed=error.allowed,
+            fix="remove the row, or write the image anew",
+        ) from None

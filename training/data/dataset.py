@@ -234,6 +234,17 @@ class Dataset:
         """The index in `row_groups` of the one that holds a row."""
         return int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
 
+    @property
+    def mean_row_bytes(self) -> float:
+        """Of all columns, before compression."""
+        return sum(group.size_bytes for group in self.row_groups) / self.rows
+
+    def place_of(self, row_id: int) -> str:
+        """Where one finds a row, in words."""
+        group = self.row_groups[self.group_of(row_id)]
+        file = self.files[group.file]
+        return f"row {row_id - group.first_row} of row group {group.group} of '{file}' in {self.uri}"
+
     def empty(self, columns: list[str]) -> pa.Table:
         """A table of `columns` without rows.
 

@@ -32,6 +32,8 @@ SUFFIXES = (".parquet", ".pq")
 _TAIL_BYTES = 64 * 1024
 _MAX_FOOTER_BYTES = 256 * 1024 * 1024
 _PARALLEL_FOOTERS = 16
+_TORN_PAGE = "CRC checksum verification failed"
+"""How Arrow says it, in an OSError."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,13 @@ def read_group(source: pa.NativeFile, file: DataFile, group: int, columns: list[
     """Some columns of one row group, in the order asked for. Several threads may share `source`.
 
     Raises:
-        StorageError: it can't be read; `Damaged` if the bytes make no sense.
+        StorageError: it can't be read; `Damaged` if the bytes make no sense, or a page differs from the
+            checksum that it was written with. Files without checksums are taken as they are.
     """
     try:
-        reader = pq.ParquetFile(source, metadata=file.metadata, pre_buffer=True)
+        reader = pq.ParquetFile(
+            source, metadata=file.metadata, pre_buffer=True, page_checksum_verification=True
+        )
         table = reader.read_row_group(group, columns=columns, use_threads=False)
         return table.select(columns).cast(pa.schema([file.schema.field(name) for name in columns]))
     except pa.ArrowException as error:
@@ -144,6 +149,13 @@ def read_group(source: pa.NativeFile, file: DataFile, group: int, columns: list[
             fix="write the file anew",
         ) from None
     except OSError as error:
+        if _TORN_PAGE in str(error):
+            raise Damaged(
+                f"row group {group} of '{file.name}' isn't what was written",
+                got=shown(str(error)),
+                allowed="pages that agree with their checksums",
+                fix="write the file anew, or restore it; check the disk that it was on",
+            ) from None
         raise _unreadable(f"reading row group {group} of '{file.name}'", error) from None
 
 

@@ -139,6 +139,7 @@ def _write_files(tables: Iterable[pa.Table], directory: Path) -> None:
                 # Image files are compressed already.
                 compression={name: "zstd" if name in plain else "none" for name in table.column_names},
                 use_dictionary=plain,
+                write_page_checksum=True,
             )
         group_rows = max(1, min(GROUP_ROWS, GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
         writer.write_table(table, row_group_size=group_rows)
