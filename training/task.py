@@ -128,6 +128,11 @@ class Task(ABC):
         """For each BYTES input, the words that are looked up: distinct, none empty."""
         return {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether `augment` may change a row; where it can't, it isn't called."""
+        return type(self).augment is not Task.augment
+
     def augment(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
         """Change training inputs at random. The default does nothing.
 

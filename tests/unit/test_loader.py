@@ -1,5 +1,6 @@
 """The loader: every row once along the committed line, equal steps for all workers, clean ends."""
 
+import hashlib
 import io
 import threading
 from collections.abc import Iterator
@@ -201,6 +202,19 @@ def test_augmentation_is_a_function_of_the_row_alone_not_of_workers_or_batches(d
     noise = np.array([x - row for (_, row), x in alone.items()])
     assert len(set(noise.round(3))) > 100
     assert alone == augmented(world_size=3, global_batch_size=10)
+
+
+def test_each_row_has_the_generator_that_it_always_had(dataset: Dataset) -> None:
+    """A run that began with an earlier release goes on with the same augmentation."""
+    plan = plan_of(dataset)
+    text = f"tandem augment 1\n{plan.seed}\n{plan.fingerprint}"
+    key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], dtype="<u8")
+    plain, noisy = run(dataset), run(dataset, Noisy)
+    for left, right in zip(plain, noisy, strict=True):
+        for place, row in enumerate(left.arrays["x"]):
+            counter = np.array([0, 0, left.cursor + place, 0], np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            assert right.arrays["x"][place] == row + rng.random((1, *row.shape), dtype=np.float32)[0]
 
 
 def test_only_the_columns_that_are_needed_are_read(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ class Loader:
         self._source = _Source(
             dataset, task, self._readers, self._decoders, self._processes, self._stopping, rank / world_size
         )
-        self._augment = _Augment(task, plan, self._decoders) if _augments(task) else None
+        self._augment = _Augment(task, plan, self._decoders) if task.augments else None
         # A batch that is parts of a window takes less time to make than to hand to another thread.
         self._cuts_only = self._source.is_plain and self._augment is None
         self._ready: deque[Future[HostBatch]] = deque()
@@ -472,10 +472,6 @@ def _ascend_by_one(numbers: NDArray[np.int64]) -> bool:
     return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
 
 
-def _augments(task: Task) -> bool:
-    return type(task).augment is not Task.augment
-
-
 class _Augment:
     """Applies `task.augment` to each row with a generator of its own."""
 
@@ -500,9 +496,13 @@ class _Augment:
         self, arrays: Arrays, epoch: int, positions: NDArray[np.int64], start: int
     ) -> list[dict[str, NDArray[Any]]]:
         rows = []
+        bits = np.random.Philox(key=self._key)
+        rng = np.random.Generator(bits)
+        unused = bits.state
         for place in range(start, min(start + _ROWS_PER_JOB, len(positions))):
             # The counter's low words are what drawing advances: rows can't run into one another.
             counter = np.array([0, 0, positions[place], epoch], dtype=np.uint64)
-            rng = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+            # A generator made anew for each row would take longer than most augmentations.
+            bits.state = {**unused, "state": {"counter": counter, "key": self._key}}
             rows.append(self._task.augment({n: v[place : place + 1] for n, v in arrays.items()}, rng))
         return rows

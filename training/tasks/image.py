@@ -74,6 +74,11 @@ class ImageClassification(Classification):
             depth=self.options.depth,
         )
 
+    @property
+    def augments(self) -> bool:
+        """Only where the options ask for it."""
+        return self.options.augment
+
     def augment(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
         """Shift each image by its own random offset; what comes in at the edge repeats the edge."""
         if not self.options.augment:
