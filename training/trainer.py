@@ -88,6 +88,7 @@ def _plan(recipe: Recipe, run_name: str, facts: DatasetFacts, epoch: int, life: 
         max_workers=workers.max,
         silent_s=recipe.faults.silent_s,
         stuck_s=recipe.faults.stuck_s,
+        retry_s=recipe.checkpoint.retry_s,
         max_failures=recipe.max_failures,
     )
     spec = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_crew import World
 
-from cluster.errors import BadInput, RunFailed
-from training.crew.messages import Failed, Joined, Parted, Ready, error_fields
+from cluster.errors import BadInput, RunFailed, StorageError
+from training.crew.messages import Beat, Failed, Joined, Parted, Ready, error_fields
 from training.crew.roles import End, Exit, Hire, Kill, Note, Outcome, Rules, Seat, Tell
 from training.crew.roster import Roster
 
@@ -318,6 +319,55 @@ def test_a_coordinator_that_stood_still_itself_blames_nobody() -> None:
     crew.roster.tick(1.0)
     assert not [d for d in crew.roster.tick(60.0) if isinstance(d, Kill)]
     assert not [d for d in crew.roster.tick(60.5) if isinstance(d, Kill)]
+
+
+def put_off(crew: Driven) -> list:
+    """Its start fails for want of the store."""
+    error = error_fields(StorageError("the store doesn't answer", got="s3://b"))
+    return crew.hear(Failed(generation=crew.generation, error=error, retryable=True))
+
+
+def next_try(crew: Driven) -> list:
+    """Everything decided until the next generation, of a process that lives and holds its seat."""
+    decided: list = []
+    generation, until_s = crew.generation, crew.now_s + 60
+    while crew.generation == generation and crew.now_s < until_s:
+        crew.now_s += 0.25
+        crew.take(crew.roster.seat_taken(Seat("g", 0, 1, "n", "ip"), crew.now_s))
+        beat = Beat(generation=generation, step=0, progress=0, waiting=False, phase="waiting")
+        decided += crew.take(crew.roster.heard(crew.member, beat, crew.now_s))
+        decided += crew.take(crew.roster.tick(crew.now_s))
+    return decided
+
+
+def test_starts_that_fail_for_want_of_the_store_are_spaced_and_not_held_against_the_run() -> None:
+    crew = Driven(max_failures=0, retry_s=600.0)
+    crew.hear(Ready(pid=1))
+    tries_s = []
+    while crew.now_s < 300:
+        tries_s.append(crew.now_s)
+        (note,) = [d.text for d in put_off(crew) if isinstance(d, Note)]
+        assert note.startswith("worker 0 failed: the store doesn't answer")
+        assert not [d for d in next_try(crew) if isinstance(d, Kill | End | Hire)]
+    pauses_s = [b - a for a, b in itertools.pairwise(tries_s)]
+    assert 8 < len(tries_s) < 30
+    assert pauses_s[0] < 2
+    assert all(14 < pause_s < 31 for pause_s in pauses_s[6:])
+    crew.hear(Joined(generation=crew.generation, step=0, source="fresh"))
+    assert crew.roster.summary(crew.now_s)["phase"] == "training"
+    assert crew.roster.summary(crew.now_s)["failures"] == 0
+
+
+def test_a_store_that_stays_out_of_reach_ends_the_run_with_its_own_error() -> None:
+    crew = Driven(retry_s=60.0)
+    crew.hear(Ready(pid=1))
+    ends: list[End] = []
+    while not ends and crew.now_s < 200:
+        ends = [d for d in put_off(crew) if isinstance(d, End)]
+        if not ends:
+            next_try(crew)
+    assert isinstance(ends[0].outcome, StorageError)
+    assert 60 <= crew.now_s < 63
 
 
 FAULTS = ("kill", "freeze", "hang", "keeper", "attendant", "lend", "take", "kill-all", "node")

@@ -46,8 +46,11 @@ from training.crew.roster import Roster
 from training.metrics import RunMetrics
 from training.progress import Progress
 
-TICK_S = 0.25
+TICK_S = 0.5
+"""Deaths and sayings are heard at once; what a tick finds, such as silence, takes seconds anyway."""
 SURVEY_S = 1.0
+SURVEY_FIXED_S = 5.0
+"""Where the number of workers is fixed: only nodes that are about to be taken away are looked for."""
 ANSWER_S = 5.0
 """How long those who wait for news wait at a time; a seat is thought lost after several times that."""
 _KEEPER_START_S = 20.0
@@ -287,7 +290,7 @@ class Coordinator:
         """Look now and then for nodes that are being taken away, and for room to grow."""
         elastic = self._plan.rules.min_workers < self._plan.rules.max_workers
         while not self._over.is_set():
-            await asyncio.sleep(SURVEY_S)
+            await asyncio.sleep(SURVEY_S if elastic else SURVEY_FIXED_S)
             try:
                 draining = frozenset(await asyncio.to_thread(ray._private.state.state.get_draining_nodes))
                 self._carry_out(self._roster.draining(draining, time.monotonic()))

@@ -26,6 +26,8 @@ class Rules:
     max_workers: int
     silent_s: float = 8.0
     stuck_s: float = 300.0
+    retry_s: float = 600.0
+    """How long a store that is out of reach when a group starts is waited for."""
     max_failures: int = 3
     same_step_failures: int = 3
     """So many failures in a row after the same step end the run: another try meets the same."""
@@ -204,5 +206,9 @@ class Generation:
     """When the slowest member's step last grew."""
     sources: set[str] = field(default_factory=set)
     outcome: Outcome | None = None
+    begun: bool = False
+    """Whether it ever made steps."""
+    put_off: bool = False
+    """Whether it couldn't start for want of the store."""
     cause: str | None = None
     """Why its members parted, where none of them was seen to end."""

@@ -15,9 +15,11 @@ No clock, no Ray, no torch: `now_s` comes with each call, on any monotonic scale
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
-from cluster.errors import TandemError
+from cluster.errors import StorageError, TandemError
 from training.crew.casting import Cast, cast
 from training.crew.messages import (
     Beat,
@@ -36,6 +38,7 @@ from training.crew.messages import (
     error_from,
 )
 from training.crew.places import Places
+from training.crew.restarts import Restarts
 from training.crew.roles import (
     Decision,
     End,
@@ -62,8 +65,11 @@ _SOURCES = {"memory": "from memory", "store": "from the newest checkpoint", "fre
 class Roster:
     """One run's members. Every method that is told something returns what is to be done now."""
 
-    def __init__(self, rules: Rules, now_s: float) -> None:
+    def __init__(
+        self, rules: Rules, now_s: float, uniform: Callable[[float, float], float] = random.uniform
+    ) -> None:
         self._rules = rules
+        self._restarts = Restarts(rules.retry_s, uniform)
         self._places = Places(rules)
         self._troubles = Troubles(rules)
         self._members: dict[str, Member] = {}
@@ -268,15 +274,31 @@ class Roster:
         if not saying.retryable:
             self._end(error)
             return
-        member.failures += 1
         rank = generation.members.index(member.name)
         what = f"worker {rank} failed: {error.failed}" + (f" ({error.got})" if error.got else "")
+        if isinstance(error, StorageError) and not generation.begun:
+            self._put_off(generation, error, what, now_s)
+            return
+        member.failures += 1
         if generation.phase == "breaking":  # all ranks are told of one failure: it counts once
             self._troubles.tell(what)
         else:
             self._count(what, max(member.step, generation.step))
         if member.failures > 1:
             self._dismiss(member, now_s)
+        if generation.phase != "breaking":
+            self._break(generation, now_s, cause=None)
+
+    def _put_off(self, generation: Generation, error: TandemError, what: str, now_s: float) -> None:
+        """The store is out of reach: nobody's fault, and another process would fare no better."""
+        if not generation.put_off:  # every rank tells of it
+            generation.put_off = True
+            pause_s = self._restarts.failed(now_s)
+            if pause_s is None:
+                self._end(error)
+                return
+            self._out.append(Note(f"{what}; trying again in {pause_s:.0f} s"))
+            self._record("start-put-off", why=what, for_s=round(pause_s, 3))
         if generation.phase != "breaking":
             self._break(generation, now_s, cause=None)
 
@@ -288,6 +310,8 @@ class Roster:
     def _begin(self, generation: Generation, step: int, now_s: float) -> None:
         """All have joined: steps are made from now on."""
         self._to_phase(generation, "training", now_s)
+        self._restarts.succeeded()
+        generation.begun = True
         generation.step, generation.step_s = step, now_s
         source = next((s for s in ("memory", "store", "fresh") if s in generation.sources), "fresh")
         world = len(generation.members)
@@ -410,7 +434,10 @@ class Roster:
             # Outside of steps, such as in a long save, whatever grows is a sign of life.
             busy = [m.moved_s for m in engaged if m.phase not in ("training", "waiting")]
             still_s = now_s - max([generation.step_s, generation.since_s, *busy])
-            if still_s > rules.stuck_s:
+            if still_s > rules.stuck_s and len(engaged) > 1 and all(m.waiting for m in engaged):
+                # For one another: they are cut off, or one hides it well, and won't part in time.
+                self._break(generation, now_s, cause=f"everybody waits, for {still_s:.0f} s")
+            elif still_s > rules.stuck_s:
                 self._replace(engaged, engaged, "a step", still_s, now_s)
 
     def _replace(
@@ -449,7 +476,8 @@ class Roster:
             and generation.phase in ("breaking", "pausing")
             and not self._engaged(generation)
         ):
-            if generation.phase == "breaking" and generation.cause and not self._troubles.told:
+            told = generation.put_off or bool(self._troubles.told)
+            if generation.phase == "breaking" and generation.cause and not told:
                 self._count(f"the group broke ({generation.cause})", generation.step)
             generation = self._generation = None
         if self._over:
@@ -466,7 +494,7 @@ class Roster:
         return cast(seats, self._members, self._places.room_to_work(now_s)) if seats else None
 
     def _form(self, plan: Cast | None, now_s: float) -> None:
-        if plan is None or not self._manned(plan, now_s):
+        if plan is None or not self._manned(plan, now_s) or not self._restarts.due(now_s):
             return
         self._generations += 1
         number = self._generations
