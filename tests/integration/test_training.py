@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from paced_task import HURRY
 from recording_task import consumed_along_committed_line, write_line
 
@@ -25,10 +26,14 @@ from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.runs import Run
 from cluster.storage import open_store
+from training.checkpoints.checkpoint import restore
 from training.crew.lending import coordinator_name
+from training.facts import DatasetFacts
+from training.loop import new_state
 from training.progress import Progress
 from training.recipe import Recipe
 from training.run import train
+from training.tasks import build_task
 
 TESTS = Path(__file__).parents[1]
 
@@ -82,7 +87,21 @@ def when_stepping(folder: Path, steps: int, act: Callable[[list[int]], None]) ->
     return thread
 
 
-@pytest.mark.timeout(180)
+def final_bytes(run: Run, asked: Recipe) -> dict[str, bytes]:
+    """Every tensor of the run's last checkpoint, the optimizer's included."""
+    facts = DatasetFacts.model_validate(run.record().facts)
+    task = build_task(asked.task, facts, asked.options)
+    state = new_state(task, asked.optimization, torch.device("cpu"))
+    found = restore(state, run.checkpoints(), lambda number, error: None)
+    assert found is not None
+    assert (found.number, found.meta.step) == (found.head, 4 * 8)
+    tensors = dict(state.model.state_dict())
+    for name, parameter in state.model.named_parameters():
+        tensors |= {f"{name}/{key}": value for key, value in state.optimizer.state[parameter].items()}
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.mark.timeout(240)
 def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: Path) -> None:
     asked = recipe(tmp_path, options={"log_dir": str(tmp_path / "log"), "step_s": 0.05})
     run = Run(open_store(asked.store), "the-run")
@@ -115,6 +134,10 @@ def test_a_killed_worker_loses_and_repeats_nothing(ray_address: str, tmp_path: P
     assert ledger[-1]["stop"] == 4 * 500
     assert len({s["attempt"] for s in ledger}) == 2
     assert Registry(run.store).resolve(ModelRef.parse("line@live")).version == 1
+
+    left_alone = recipe(tmp_path, run="left-alone")
+    train(left_alone, address=ray_address, show=ignore)
+    assert final_bytes(run, asked) == final_bytes(Run(run.store, "left-alone"), left_alone)
 
     again = train(asked, address=ray_address, show=ignore)
     assert again == result
