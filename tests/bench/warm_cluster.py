@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,20 @@ class WarmCluster:
 
 
 @contextlib.contextmanager
-def warm_cluster(folder: Path, *, num_cpus: int) -> Iterator[WarmCluster]:
-    """A local Ray with records of its own in `folder`, so that it meets no other of this user's."""
+def warm_cluster(
+    folder: Path, *, num_cpus: int, variables: Mapping[str, str] | None = None
+) -> Iterator[WarmCluster]:
+    """A local Ray with records of its own in `folder`, so that it meets no other of this user's.
+
+    Args:
+        variables: more of its workers' environment.
+    """
     state = {"TANDEM_STATE_DIR": str(folder / "state")}
     before = os.environ.get("TANDEM_STATE_DIR")
     os.environ.update(state)
     try:
         # Peers' modules are in the repository, which isn't installed as a package.
-        env = {"PYTHONPATH": str(REPO)}
+        env = {"PYTHONPATH": str(REPO), **(variables or {})}
         with LocalRay.start(num_cpus=num_cpus, env=env, purpose="a benchmark") as local:
             yield WarmCluster(local.address, {**local.env, **state})
     finally:
