@@ -26,6 +26,7 @@ from cluster.commands import (
     quickstart,
     runs,
     serving,
+    simulate,
     training,
     trials,
 )
@@ -53,6 +54,7 @@ models.models_app.command()(trials.canary)
 models.models_app.command()(trials.shadow)
 models.models_app.command()(trials.abandon)
 app.command()(serving.serve)
+app.command()(simulate.simulate)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(data.data_app, name="data")
 app.add_typer(kubernetes.k8s_app, name="k8s")

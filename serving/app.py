@@ -28,11 +28,12 @@ from ray.serve.schema import LoggingConfig
 from cluster.config import Frozen
 from cluster.errors import NotFound
 from cluster.keys import Keys
+from cluster.node_folder import node_folder
 from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
 from cluster.trial import Trial
-from serving import lane, scaling
+from serving import lane
 from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
@@ -45,15 +46,18 @@ from serving.replica import Loaded, Replica
 from serving.rollout.evidence import Evidence
 from serving.rollout.jury import Jury
 from serving.rollout.tried import Tried
+from serving.runtimes.node_cache import NodeCache
+from serving.scaling import on_serve
+from serving.scaling.report import written
 from serving.service import ServedModel, Service
 
 logger = logging.getLogger("tandem.serving")
 
 DEPLOYMENT = "model"
 _UNBOUNDED_REQUESTS = 100_000
-_LOOK_BACK_S = 5.0
-_UPSCALE_DELAY_S = 2.0
-_DOWNSCALE_DELAY_S = 60.0
+_REPORT_EVERY_S = 0.5
+_LOOK_BACK_S = 2.5
+"""Serve samples five times in it; only the newest sample is read."""
 _QUIET = LoggingConfig(enable_access_log=False)
 
 
@@ -75,7 +79,7 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics(model)
         self._watch = await asyncio.to_thread(_watch_keys, whole, loop, _count_replicas)
-        self._replica = Replica(served, store, self._metrics)
+        self._replica = Replica(served, store, self._metrics, _node_cache(whole))
 
         def failed(version: Version | None, error: Exception) -> None:
             what = f"version {version.version}" if version else "the registry"
@@ -115,8 +119,9 @@ class ModelServer:
         return self._app
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `serving.scaling.policy` reads."""
-        return {scaling.IN_FLIGHT: float(self._app.in_flight)}
+        """What `serving.scaling.on_serve` reads."""
+        load = self._replica.load_now
+        return written(load) if load is not None else {}
 
     async def ask(
         self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str
@@ -220,6 +225,16 @@ def _watch_keys(
     return watch
 
 
+def _node_cache(service: Service) -> NodeCache | None:
+    """Where this node keeps large graphs; None where it is to keep none, or can't."""
+    try:
+        folder = node_folder("graphs") if service.cache_gib else None
+    except (OSError, RuntimeError) as error:
+        logger.warning("large graphs can't be shared between the replicas of this node: %s", error)
+        return None
+    return NodeCache(folder, int(service.cache_gib * 2**30)) if folder is not None else None
+
+
 def _count_replicas() -> int:
     """How many replicas of this deployment run now."""
     own = serve.get_replica_context()
@@ -253,12 +268,20 @@ def _options(service: Service, served: ServedModel) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=replicas.min,
             max_replicas=replicas.max,
-            target_ongoing_requests=replicas.target_in_flight,
-            metrics_interval_s=1,
+            metrics_interval_s=_REPORT_EVERY_S,
             look_back_period_s=_LOOK_BACK_S,
-            upscale_delay_s=_UPSCALE_DELAY_S,
-            downscale_delay_s=_DOWNSCALE_DELAY_S,
-            policy=AutoscalingPolicy(policy_function="serving.scaling:policy"),
+            # The policy itself decides when; Serve is not to wait on top of it.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            policy=AutoscalingPolicy(
+                policy_function=on_serve.PATH,
+                policy_kwargs={
+                    "least": replicas.min,
+                    "most": replicas.max,
+                    "slo_s": served.slo_ms / 1000,
+                    "idle_s": replicas.idle_s,
+                },
+            ),
         )
     }
 

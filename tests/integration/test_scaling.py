@@ -23,7 +23,7 @@ def test_replicas_grow_from_zero_to_the_maximum(tmp_path: Path) -> None:
     publish(store, "slow", slow_graph(), MLP)
     model = {
         "model": "slow@live",
-        "replicas": {"min": 0, "max": 2, "cpus": 0.5, "target_in_flight": 2},
+        "replicas": {"min": 0, "max": 2, "cpus": 0.5},
         "max_batch_size": 1,
         "slo_ms": 15_000,
     }

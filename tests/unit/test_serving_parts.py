@@ -24,7 +24,6 @@ from serving.replica import Replica
 from serving.run import run_service
 from serving.runtimes import load_runtime
 from serving.runtimes.onnx import OnnxRuntime
-from serving.scaling import replicas_for
 from serving.service import ServedModel, Service
 
 
@@ -96,11 +95,6 @@ def test_build_takes_what_the_layout_gives() -> None:
 
     for application in applications(service("a@live", "b@7")):
         assert build(application.args) is not None
-
-
-@pytest.mark.parametrize(("in_flight", "queued", "expected"), [(0, 0, 0), (32, 0, 2), (30, 10, 2.5)])
-def test_scaling(in_flight: float, queued: float, expected: float) -> None:
-    assert replicas_for(in_flight, queued, 16) == expected
 
 
 def test_pages_of_several_nodes_become_one() -> None:

@@ -1,0 +1,221 @@
+"""`tandem simulate`: a trace of requests replayed against scaling policies."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster import output
+from cluster.commands.options import JsonOption
+
+if TYPE_CHECKING:
+    from serving.simulator.compare import Comparison
+    from serving.simulator.replicas import Kind
+    from serving.simulator.traces import Times
+    from serving.simulator.world import Result, Setting
+
+_WIDTH = 100
+_PANEL = "The replica"
+
+
+def simulate(
+    trace: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRACE",
+            help="CSV or JSONL with times; or diurnal, bursts, from-zero.",
+            show_default=False,
+        ),
+    ],
+    service: Annotated[
+        Path | None, typer.Option(help="A service's YAML: bounds, SLO and largest batch are read from it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which of the service's models.")] = None,
+    latency: Annotated[
+        str, typer.Option(help="Seconds of a batch, and of each row more: BASE,ROW.", rich_help_panel=_PANEL)
+    ] = "0.1,0.01",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Measure the latency at a service that runs.", rich_help_panel=_PANEL
+        ),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=65536, rich_help_panel=_PANEL)] = 16,
+    slots: Annotated[int, typer.Option(min=1, max=64, rich_help_panel=_PANEL)] = 1,
+    cold_start_s: Annotated[float, typer.Option(min=0.01, max=3600, rich_help_panel=_PANEL)] = 10.0,
+    cost_per_hour: Annotated[
+        float, typer.Option(min=0, help="Of one replica.", rich_help_panel=_PANEL)
+    ] = 1.0,
+    slo_ms: Annotated[float, typer.Option(min=1)] = 1000.0,
+    least: Annotated[int, typer.Option("--min", min=0, help="Replicas at least.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=100_000, help="Replicas at most.")] = 1000,
+    policy: Annotated[str, typer.Option(help="Policies to compare, by commas.")] = "ours,serve,knative",
+    scale: Annotated[float, typer.Option(min=0.001, help="Times as many requests, in the same time.")] = 1.0,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second of a made-up trace.")] = 20.0,
+    duration_s: Annotated[float, typer.Option(min=10, max=864_000, help="Of a made-up trace.")] = 3600.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Replay a trace of requests against scaling policies: violations, replica-seconds, cost, a picture."""
+    from serving.simulator.compare import compare
+    from serving.simulator.replicas import Kind
+    from serving.simulator.world import Setting
+
+    base_s, row_s = _calibrated(calibrate) if calibrate else _latency(latency)
+    if service is not None:
+        served = _served(service, model)
+        least, most = served.replicas.min, served.replicas.max
+        slo_ms, max_batch = served.slo_ms, served.max_batch_size
+    kind = Kind(base_s, row_s, max_batch, slots, cold_start_s, cost_per_hour=cost_per_hour)
+    _check(kind, slo_ms / 1000, least, most)
+    setting = Setting((kind,), ((least, most),), slo_ms / 1000, seed)
+    names = _policies(policy, setting)
+    times_s = _times(trace, rate, duration_s, scale, seed)
+    compared = compare(setting, times_s, names)
+    if json_output:
+        for name, result in compared.results.items():
+            output.emit({"policy": name, **_figures(result)})
+        return
+    _show(compared, kind, slo_ms)
+
+
+def _times(trace: str, rate: float, duration_s: float, scale: float, seed: int) -> Times:
+    from serving.simulator.traces import SYNTHETIC, read_trace, scaled
+
+    made = SYNTHETIC.get(trace)
+    return made(rate * scale, duration_s, seed) if made else scaled(read_trace(Path(trace)), scale, seed)
+
+
+def _latency(text: str) -> tuple[float, float]:
+    from cluster.errors import BadInput, shown
+
+    try:
+        base_s, row_s = (float(part) for part in text.split(","))
+        if not (math.isfinite(base_s + row_s) and base_s >= 0 and row_s >= 0 and base_s + row_s > 0):
+            raise ValueError
+    except ValueError:
+        raise BadInput(
+            "not a latency",
+            got=shown(text),
+            allowed="BASE,ROW in seconds, neither below 0, not both 0",
+            fix="0.05,0.001: a batch of n rows takes 50 ms and 1 ms for each row",
+        ) from None
+    return base_s, row_s
+
+
+def _calibrated(url: str) -> tuple[float, float]:
+    from serving.simulator.calibrate import watch
+
+    output.say(f"watching {url} for 20 s; send it requests meanwhile, at several rates")
+    base_s, row_s = watch(url)
+    output.say(f"a batch of n rows takes {base_s:.4g} s + {row_s:.4g} s * n")
+    return base_s, row_s
+
+
+def _served(file: Path, model: str | None) -> Any:
+    from cluster.config import load_yaml
+    from cluster.errors import NotFound
+    from serving.service import Service
+
+    models = load_yaml(Service, file, []).models
+    for served in models:
+        if model in (None, served.ref.model):
+            return served
+    raise NotFound(f"the service has no model '{model}'", allowed=", ".join(s.ref.model for s in models))
+
+
+def _check(kind: Kind, slo_s: float, least: int, most: int) -> None:
+    from cluster.errors import BadInput
+
+    if kind.batch_s(1) > slo_s:
+        raise BadInput(
+            "no replica can hold the SLO",
+            got=f"{kind.batch_s(1) * 1000:g} ms for one row",
+            allowed=f"at most the SLO, {slo_s * 1000:g} ms",
+            fix="say a longer --slo-ms, or another --latency",
+        )
+    if least > most:
+        raise BadInput(
+            "more replicas at least than at most", got=f"--min {least}", allowed=f"at most --max {most}"
+        )
+
+
+def _policies(text: str, setting: Setting) -> tuple[str, ...]:
+    from cluster.errors import NotFound, shown
+    from serving.simulator.compare import policies
+
+    names, known = tuple(part.strip() for part in text.split(",")), policies(setting)
+    for name in names:
+        if name not in known:
+            raise NotFound("no such policy", got=shown(name), allowed=", ".join(known))
+    return names
+
+
+def _figures(result: Result) -> dict[str, Any]:
+    p50_s, p99_s = result.latency_s
+    return {
+        "requests": result.requests,
+        "violations": result.violations,
+        "violation_share": result.violation_share,
+        "replica_s": sum(result.replica_s),
+        "mean_replicas": result.mean_replicas,
+        "max_replicas": result.max_replicas,
+        "cost": result.cost,
+        "p50_s": p50_s,
+        "p99_s": p99_s,
+    }
+
+
+def _show(compared: Comparison, kind: Kind, slo_ms: float) -> None:
+    first = next(iter(compared.results))
+    rows = []
+    for name, result in compared.results.items():
+        violations, replica_s = compared.ratios(first, name)
+        rows.append(
+            (
+                name,
+                f"{result.requests:,}",
+                f"{result.violations:,} ({result.violation_share:.3%})",
+                f"{sum(result.replica_s):,.0f}",
+                f"{result.mean_replicas:.1f}",
+                f"{result.max_replicas:,}",
+                f"{result.cost:,.2f}",
+                f"{result.latency_s[1] * 1000:,.0f}",
+                "" if name == first else f"{violations:.2f}",
+                "" if name == first else f"{replica_s:.2f}",
+            )
+        )
+    output.show_table(
+        (
+            "policy",
+            "requests",
+            f"over {slo_ms:g} ms",
+            "replica-s",
+            "mean",
+            "max",
+            "cost",
+            "p99 ms",
+            f"violations {first}/it",
+            "replica-s",
+        ),
+        rows,
+    )
+    capacity_s = kind.capacity_s(slo_ms / 1000)
+    output.tell(f"\nrequests a second (one replica can do {capacity_s:.1f}), over seconds")
+    _draw([(at, came) for at, came, _, _ in compared.results[first].points])
+    for name, result in compared.results.items():
+        output.tell(f"\n{name}: replicas")
+        _draw([(at, float(replicas)) for at, _, replicas, _ in result.points])
+
+
+def _draw(points: list[tuple[float, float]]) -> None:
+    import sys
+
+    from cluster.chart import curve
+
+    encoding = (sys.stdout.encoding or "").lower()
+    for line in curve(points, width=_WIDTH, height=5, plain=not encoding.startswith("utf")):
+        output.tell(line)

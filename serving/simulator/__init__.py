@@ -1,0 +1,1 @@
+"""Replays a trace of requests against a scaling policy: `tandem simulate`."""
