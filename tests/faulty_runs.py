@@ -130,6 +130,21 @@ class FaultyRun:
         await_true(look, f"{name} {fields}")
         return found[0]
 
+    def seconds_since_fault(self, at: str) -> float:
+        """Of an event's time."""
+        return _seconds(self.struck_at, at)
+
+    def steps_begun(self) -> int:
+        """How often a step was begun, over all attempts: of each, as many as the rank that began the most."""
+        starts = self.events("attempt-started")
+        lines = self.lines()
+        begun: dict[str, int] = {}
+        for start in starts:
+            later = [e["at"] for e in starts if e["pid"] == start["pid"] and e["at"] > start["at"]]
+            mine = [at for at in lines.get(start["pid"], ()) if start["at"] <= at < min(later, default="9")]
+            begun[start["attempt"]] = max(begun.get(start["attempt"], 0), len(mine))
+        return sum(begun.values())
+
     def account(self, noticed_by: str) -> Account:
         """What the fault cost, once the run is over.
 
@@ -144,23 +159,12 @@ class FaultyRun:
         found = audit(self.run)
         assert not found.problems, found.problems
         return Account(
-            _seconds(self.struck_at, noticed["at"]),
-            _seconds(self.struck_at, first),
-            self._steps_begun() - found.step,
+            self.seconds_since_fault(noticed["at"]),
+            self.seconds_since_fault(first),
+            self.steps_begun() - found.step,
             sum(epoch.missing_rows for epoch in found.epochs),
             sum(epoch.repeated_rows for epoch in found.epochs),
         )
-
-    def _steps_begun(self) -> int:
-        """Over all attempts: of each, as many as the rank that began the most."""
-        starts = self.events("attempt-started")
-        lines = self.lines()
-        begun: dict[str, int] = {}
-        for start in starts:
-            later = [e["at"] for e in starts if e["pid"] == start["pid"] and e["at"] > start["at"]]
-            mine = [at for at in lines.get(start["pid"], ()) if start["at"] <= at < min(later, default="9")]
-            begun[start["attempt"]] = max(begun.get(start["attempt"], 0), len(mine))
-        return sum(begun.values())
 
 
 class Meanwhile:

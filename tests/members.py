@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -33,25 +34,39 @@ S = TypeVar("S")
 class MemberProcess:
     """One member. `heard` has all that it says, but for beats and progress."""
 
-    def __init__(self, recipe: Recipe, facts: dict[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: dict[str, Any],
+        name: str,
+        *,
+        within: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        hear: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        """`within` is a command that runs the process, `hear` is told of everything it says at once."""
         assert recipe.run is not None
         spec = Spec(recipe=recipe.model_dump(mode="json"), run=recipe.run, facts=facts, epoch=1, member=name)
         self._channel, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), spec.model_dump_json()],
+            [*within, sys.executable, "-c", _PROGRAM, str(theirs.fileno()), spec.model_dump_json()],
             pass_fds=[theirs.fileno()],
             cwd=TESTS,
+            env={**os.environ, **(env or {})},
         )
         theirs.close()
         self.name = name
         self.step = 0
         self.heard: queue.Queue[Any] = queue.Queue()
+        self._hear = hear
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with self._channel.makefile("rb") as lines:
             for line in lines:
                 saying = parse_saying(line)
+                if self._hear is not None:
+                    self._hear(self.name, saying)
                 if isinstance(saying, Told):
                     self.step = saying.progress["step"]
                 elif not isinstance(saying, Beat):

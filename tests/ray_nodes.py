@@ -10,6 +10,7 @@ The head offers no CPUs, so workers are on the others, and the driver's node is 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import tempfile
@@ -44,7 +45,7 @@ class RayNodes:
             "RAY_AUTH_TOKEN": secrets.token_urlsafe(32),
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         """What a driver must have in its environment."""
         self._stack.enter_context(_environment(self.env))
