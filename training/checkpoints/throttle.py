@@ -15,9 +15,9 @@ uploading and what was lost of a minute, medians of 4 or 5 saves, lowest and hig
     doubled whenever a step took less than 1.1      1.36 (1.12 to 1.41)   0.8% (0.4 to 1.5)   3 s
 
 So most was won by using less of a core (`cluster.directory`) and only idle ones (`uploader`); the pace
-spreads what is left. The last line is why the rate is raised only after several steps that were not slowed at all: after every
-single one it still began at 300 MB/s, with 1.24 (1.22 to 1.46), 1.0% (0.8 to 1.2), and went down to 60 in
-the course of four saves.
+spreads what is left. The last line is why the rate is raised only after several steps that were not slowed
+at all: after every single such step uploads still went too fast at first, with 1.24 (1.22 to 1.46) and 0.9%
+(0.8 to 1.2), and settled at 60 MB/s only in the course of four saves.
 
 Knows no clock: the time is an argument, in seconds.
 """

@@ -8,7 +8,10 @@ told. It ends with its trainer: at the end of stdin, and by the kernel's signal 
 A process and not a thread, because hashing and sending hold Python's lock now and then, which a step
 would feel, and because a process can be given a lower priority. It imports no torch.
 
-What keeps steps undisturbed: see `training.checkpoints.stage`, which starts it.
+What keeps steps undisturbed: files are hashed, and written where the store is a directory, by threads that
+run only where a core is idle, at a pace that follows what the trainer tells of its steps
+(`training.checkpoints.throttle`). Where that would not end in time, and for what a client of a server does,
+it is the lowest priority (19) instead, which `training.checkpoints.stage` gives the process.
 """
 
 from __future__ import annotations
