@@ -16,8 +16,8 @@ uploading and what was lost of a minute, medians of 4 or 5 saves, lowest and hig
 
 So most was won by using less of a core (`cluster.directory`) and only idle ones (`uploader`); the pace
 spreads what is left. The last line is why the rate is raised only after several steps that were not slowed
-at all: after every single such step uploads still went too fast at first, with 1.24 (1.22 to 1.46) and 0.9%
-(0.8 to 1.2), and settled at 60 MB/s only in the course of four saves.
+at all: after every single such step uploads still went too fast at first, with 1.24 (1.22 to 1.46) and 1.0%
+(0.8 to 1.2); only the fourth took as long as 60 MB/s does. What this came to has not been measured yet.
 
 Knows no clock: the time is an argument, in seconds.
 """
