@@ -17,7 +17,20 @@ from members import MemberProcess
 
 from cluster.errors import TandemError
 from training.crew.keeper import oom_kills
-from training.crew.roles import End, Exit, Hire, Kill, NeedKeeper, Note, Outcome, Record, Rules, Seat, Tell
+from training.crew.roles import (
+    End,
+    Exit,
+    Forward,
+    Hire,
+    Kill,
+    NeedKeeper,
+    Note,
+    Outcome,
+    Record,
+    Rules,
+    Seat,
+    Tell,
+)
 from training.crew.roster import Roster
 from training.recipe import Recipe
 
@@ -36,7 +49,14 @@ class Post:
 class LedCrew:
     """One run with a seat at each post, all of which it needs. `records` has the events, with seconds."""
 
-    def __init__(self, recipe: Recipe, facts: dict[str, Any], posts: Sequence[Post]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: dict[str, Any],
+        posts: Sequence[Post],
+        kills: Callable[[], int] = oom_kills,
+    ) -> None:
+        """`kills` counts those for want of memory."""
         self._recipe, self._facts, self._posts = recipe, facts, posts
         assert recipe.run is not None
         rules = Rules(
@@ -52,7 +72,8 @@ class LedCrew:
         self._said: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._members: dict[str, MemberProcess] = {}
         self._killed: set[str] = set()
-        self._kills = oom_kills()
+        self._count_kills = kills
+        self._kills = kills()
         self.records: list[tuple[float, Record]] = []
         self.notes: list[str] = []
 
@@ -108,11 +129,14 @@ class LedCrew:
             if code is not None:
                 del self._members[name]
                 member.close()
-                starved = code == -9 and name not in self._killed and oom_kills() > self._kills
-                self._kills = oom_kills()
+                starved = code == -9 and name not in self._killed and self._starved()
                 ends += self._obey(self._roster.exited(name, Exit(code, starved), now_s))
         ends += self._obey(self._roster.tick(now_s))
         return ends[0] if ends else None
+
+    def _starved(self) -> bool:
+        before, self._kills = self._kills, self._count_kills()
+        return self._kills > before
 
     def _obey(self, decisions: Sequence[Any]) -> list[Outcome | TandemError]:
         ends = []
@@ -139,6 +163,8 @@ class LedCrew:
                 self.records.append((time.monotonic(), decision))
             elif isinstance(decision, Note):
                 self.notes.append(decision.text)
+            elif isinstance(decision, Forward):
+                self.notes += filter(None, [decision.progress["note"]])
             elif isinstance(decision, NeedKeeper):
                 raise AssertionError("every post has its keeper")
             elif isinstance(decision, End):

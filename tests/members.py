@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -62,7 +63,8 @@ class MemberProcess:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        with self._channel.makefile("rb") as lines:
+        # One that is killed leaves in the middle of whatever was said.
+        with contextlib.suppress(OSError), self._channel.makefile("rb") as lines:
             for line in lines:
                 saying = parse_saying(line)
                 if self._hear is not None:

@@ -14,6 +14,8 @@ from typing import Any
 from cluster.errors import TandemError
 from training.crew.messages import Join, Leave, Part, Pause
 
+OUT_OF_MEMORY = "out of memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -70,7 +72,7 @@ class Exit:
 
     def __str__(self) -> str:
         if self.out_of_memory:
-            return "out of memory"
+            return OUT_OF_MEMORY
         if self.code >= 0:
             return f"exit code {self.code}"
         try:

@@ -40,6 +40,7 @@ from training.crew.messages import (
 from training.crew.places import Places
 from training.crew.restarts import Restarts
 from training.crew.roles import (
+    OUT_OF_MEMORY,
     Decision,
     End,
     Exit,
@@ -350,6 +351,8 @@ class Roster:
         rank = generation.members.index(member.name) if generation is not None and in_it else None
         self._record("member-lost", member=member.name, rank=rank, how=how, step=member.step)
         who = f"worker {rank}" if rank is not None else "a worker"
+        if how == OUT_OF_MEMORY:
+            how = f"{how} on node {member.node[:12]}"
         if member.node in self._places.draining:
             self._troubles.tell(f"{who} went with its node ({how})")
         elif counts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import RunFailed, TandemError
-from training.crew.roles import Rules
+from training.crew.roles import OUT_OF_MEMORY, Rules
 
 
 class Troubles:
@@ -40,6 +40,8 @@ class Troubles:
         self._last_step = step
         rules = self._rules
         fix = f"see tandem logs {rules.run}; the same command with run={rules.run} continues it"
+        if OUT_OF_MEMORY in what:
+            fix = "set optimization.micro_batch_size, or a smaller one, or give workers more memory; " + fix
         if self.failures > rules.max_failures:
             return RunFailed(
                 f"run '{rules.run}' failed more often than its recipe allows",
