@@ -303,7 +303,7 @@ def test_people_are_told_who_was_lost_how_and_from_where_it_goes_on() -> None:
     crew.now_s += 1
     crew.take(crew.roster.exited(crew.member, Exit(-9, out_of_memory=True), crew.now_s))
     notes = [d.text for d in crew.train(step=412) if isinstance(d, Note)]
-    assert notes == ["worker 0 was lost (out of memory); going on from step 412, from the start"]
+    assert notes == ["worker 0 was lost (out of memory on node n); going on from step 412, from the start"]
 
 
 def test_what_is_said_of_a_generation_that_has_passed_is_ignored() -> None:
