@@ -42,7 +42,7 @@ class Settings:
     idle_s: float = 60.0
     """Without a request for so long, the last replica is stopped, where `least` is 0."""
     forecast: str = "rises"
-    caution: float = 0.98
+    caution: float = 0.95
     """The share of past rises that is provided for."""
     chance: float = 1.0
     """Standard deviations of the number of requests within an SLO that are provided for."""
@@ -109,7 +109,9 @@ def decide(settings: Settings, state: State, seen: Seen, target: int, now_s: flo
         return Decision(_bounded(settings, target), state)
     state = _remember(settings, state, seen, target, now_s)
     need = _need(settings, state, seen)
-    wanted = _bounded(settings, max(math.ceil(need - 1e-9), _at_least(settings, state, seen, now_s)))
+    # An idle model is wanted no more, whatever is left in its history.
+    wanted = 0 if _idle(settings, state, now_s) else max(1, math.ceil(need - 1e-9))
+    wanted = _bounded(settings, wanted)
     state, held = _hold(settings, state, wanted, now_s)
     wanted = _bounded(settings, held)
     starts = state.starts.after(ready=seen.ready, target=wanted, now_s=now_s)
@@ -163,10 +165,9 @@ def _level_s(state: State) -> float:
     return sum(recent) / len(recent)
 
 
-def _at_least(settings: Settings, state: State, seen: Seen, now_s: float) -> int:
-    """One while anything is there to be done, or was a short time ago."""
-    busy = seen.arriving_rows_s > 0 or seen.waiting_rows > 0
-    return int(busy or now_s - state.busy_s < settings.idle_s)
+def _idle(settings: Settings, state: State, now_s: float) -> bool:
+    """Whether nothing has been there to be done for a while."""
+    return now_s - state.busy_s >= settings.idle_s
 
 
 def _hold(settings: Settings, state: State, wanted: int, now_s: float) -> tuple[State, int]:

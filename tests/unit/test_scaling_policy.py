@@ -128,8 +128,10 @@ def test_zero_after_idling_and_back_for_the_first_request() -> None:
     settings = replace(SETTINGS, least=0, idle_s=60.0)
     state, target = State(), 1
     wanted = []
-    for second in range(90):
-        decision = decide(settings, state, Seen(ready=target, capacity_rows_s=50.0), target, float(second))
+    for second in range(70):
+        rows_s = 5.0 if second < 2 else 0.0
+        seen = Seen(ready=target, arriving_rows_s=rows_s, capacity_rows_s=50.0)
+        decision = decide(settings, state, seen, target, float(second))
         state, target = decision.state, decision.wanted
         wanted.append(target)
     assert wanted[50] == 1
