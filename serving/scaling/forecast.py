@@ -3,7 +3,7 @@
 What is started now helps one cold start later, so that is the load to provide for. `rises` is the one in
 use: what the traffic itself has done over a cold start, lately, says how much it may rise over the next.
 `level` (nothing changes) is late by a cold start on every rise, and `trend` (it goes on as it did) runs
-past every peak; the figures are in `tests/bench/scaling_ideas.py`'s output.
+past every peak: `tandem simulate TRACE --policy ours,ours-level,ours-trend` shows it.
 """
 
 from __future__ import annotations
