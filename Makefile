@@ -33,6 +33,7 @@ bench-training: install
 
 bench-serving: install
 	$(BIN)/python -m tests.bench.serving
+	$(BIN)/python -m tests.bench.batching
 
 chaos: install
 	$(BIN)/pytest tests/chaos tests/integration/test_training.py --timeout 3600 -m chaos

@@ -133,7 +133,13 @@ def slow_graph(size: int = 1024, layers: int = 80) -> bytes:
 
 
 def publish(
-    store: Store, model: str, graph: bytes, signature: Signature, *, alias: str | None = "live"
+    store: Store,
+    model: str,
+    graph: bytes,
+    signature: Signature,
+    *,
+    alias: str | None = "live",
+    runtime: str = "onnx",
 ) -> Version:
     """Commit a servable, register it as the model's next version and, with an alias, promote it."""
     artifacts = Artifacts(store, f"runs/test-{model}/servables", "servable")
@@ -142,7 +148,7 @@ def publish(
         "graph.onnx": graph,
         "signature.json": signature.model_dump_json(indent=1).encode(),
     }
-    artifacts.commit(number, files, {"runtime": "onnx"})
+    artifacts.commit(number, files, {"runtime": runtime})
     key = f"runs/test-{model}/servables/{number:08d}/manifest.json"
     registry = Registry(store)
     version = registry.register(

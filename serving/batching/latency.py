@@ -3,8 +3,8 @@
 Two estimates at two speeds, because two things change. The *shape* (a, b, c, none negative) is a fit of
 relative errors by least squares that forgets with a memory of some fifty batches; outliers count less, and
 what recent batches say nothing of (all had the same size, say) stays as it was known last. The *speed* is
-the median ratio of the last few batches to that shape, which is freed of it before it learns: it follows a machine that slows down within three
-batches, and a single slow batch doesn't move it.
+the median ratio of the last few batches to that shape, and is taken out of them before the shape learns: it
+follows a machine that slows down within three batches, and a single slow batch doesn't move it.
 
 The margin is a high quantile of the relative errors that predictions made: what the model can't explain.
 

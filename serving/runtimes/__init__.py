@@ -1,8 +1,14 @@
-"""The runtimes, and how a servable names the one that runs it."""
+"""The runtimes, and how a servable names the one that runs it.
+
+ONNX graphs run here. An installed package may bring another runtime: an entry point of the group
+`tandem.runtimes`, whose name is what servables say and whose value is called as `load_runtime` is, without
+`cache`. What isn't installed is never run: a servable names a runtime, it doesn't carry one.
+"""
 
 from __future__ import annotations
 
 import logging
+from importlib.metadata import entry_points
 
 from cluster.errors import Damaged, shown
 from cluster.manifest import Manifest, read_file
@@ -38,12 +44,16 @@ def load_runtime(
     """
     name = manifest.meta.get("runtime")
     if name != "onnx":
-        raise Damaged(
-            "the servable names a runtime that isn't here",
-            got=shown(name),
-            allowed="onnx",
-            fix="serve it with the release that exported it",
-        )
+        brought = {entry.name: entry for entry in entry_points(group="tandem.runtimes")}
+        if name not in brought:
+            raise Damaged(
+                "the servable names a runtime that isn't here",
+                got=shown(name),
+                allowed=", ".join(["onnx", *brought]),
+                fix="serve it with the release that exported it, or install the package with its runtime",
+            )
+        runtime: Runtime = brought[name].load()(store, manifest, signature, threads=threads)
+        return runtime
     # Loads shared libraries: only where they're needed.
     from serving.runtimes.onnx import OnnxRuntime, runs_on_cpu
 
