@@ -19,8 +19,11 @@ import pytest
 from servables import GATHER, LABELS, MLP, TABLE, gather_graph, publish, publish_mlp, slow_graph, table_graph
 from serving_process import ServiceProcess, processes_marked, serving, wait_until
 
+from cluster.keys import Keys
 from cluster.registry import Registry
 from cluster.storage import Store, open_store
+from cluster.trial import Rules
+from cluster.trials import begin
 
 ZEROS = [0.0] * 64
 
@@ -32,6 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     publish(made, "look-up", gather_graph(), GATHER)
     publish(made, "slow", slow_graph(), MLP)
     publish(made, "table", table_graph(), TABLE)
+    publish_mlp(made, "tried", favourite=1)
     return made
 
 
@@ -49,6 +53,7 @@ def service(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "slo_ms": 10_000,
         },
         {"model": "table@live", "replicas": few},
+        {"model": "tried@live", "replicas": {**few, "min": 2, "max": 2}},
     ]
     file = {"store": store.uri, "models": models, "follow_every_s": 0.2}
     with serving(file, tmp_path_factory.mktemp("service")) as running:
@@ -78,7 +83,7 @@ def test_health_and_metadata(client: httpx.Client, service: ServiceProcess) -> N
     assert (metadata["name"], metadata["versions"], metadata["platform"]) == ("digits", ["1"], "onnx")
     assert client.get("/v2/models/digits/ready").status_code == 200
     assert client.get("/v2/models/digits/versions/1/ready").status_code == 200
-    assert {model["model"] for model in service.models} == {"digits", "look-up", "slow", "table"}
+    assert {model["model"] for model in service.models} == {"digits", "look-up", "slow", "table", "tried"}
     document = client.get("/openapi.json").json()
     assert "/v2/models/table/infer" in document["paths"]
 
@@ -299,6 +304,34 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     wait_until(lambda: predict(client, "table", [{"age": 1, "city": "x"}]).headers["x-model-version"] == "4")
 
 
+def test_a_bad_candidate_is_abandoned_and_a_good_one_promoted(client: httpx.Client, store: Store) -> None:
+    """By the replicas themselves, on what they see of it; a caller notices the bad one in nothing."""
+    registry = Registry(store)
+    answers: list[httpx.Response] = []
+
+    def settled(action: str) -> bool:
+        answers.extend(predict(client, "tried") for _ in range(20))
+        newest = registry.newest("tried")
+        return newest is not None and newest.action == action
+
+    publish(store, "tried", gather_graph(), GATHER, alias=None)
+    begin(registry, "tried", "live", 2, mode="canary", steps=(20,), why="test")
+    wait_until(lambda: settled("abandon"))
+    assert {(a.status_code, a.headers["x-model-version"]) for a in answers} == {(200, "1")}
+
+    answers.clear()
+    publish_mlp(store, "tried", favourite=3, alias=None)
+    rules = Rules(hold_s=1, least_requests=40, latency_ratio=1000)
+    begin(registry, "tried", "live", 3, mode="canary", steps=(20, 50), rules=rules, why="test")
+    wait_until(lambda: settled("promote"))
+    wait_until(lambda: predict(client, "tried").headers["x-model-version"] == "3")
+    assert {a.status_code for a in answers} == {200}
+    labels = {(a.json()["version"], a.json()["predictions"][0]["label"]) for a in answers}
+    assert labels <= {("1", LABELS[1]), ("3", LABELS[3])}
+    told = client.post("/v1/models/tried:feedback", json={"version": "3", "score": 1})
+    assert (told.status_code, told.json()) == (202, {"counted": 1})
+
+
 def test_metrics_add_up_over_all_replicas(client: httpx.Client) -> None:
     before = _sample(client, "tandem_requests_total", 'model="digits"', 'route="infer"', 'status="200"')
     for _ in range(20):
@@ -326,12 +359,16 @@ def test_a_client_that_goes_away_frees_its_place(service: ServiceProcess) -> Non
 
 
 def test_sigterm_answers_what_was_accepted_and_leaves_no_process(store: Store, tmp_path: Path) -> None:
-    """One model, so that its application stands at `/` itself."""
+    """One model, so that its application stands at `/` itself; its callers need a key."""
     served = {"model": "slow@live", "max_batch_size": 8, "slo_ms": 15_000, "replicas": {"cpus": 0.1}}
-    with serving({"store": store.uri, "models": [served], "drain_s": 20}, tmp_path) as running:
+    made = Keys(store).create("team")
+    headers = {"authorization": f"Bearer {made.text}"}
+    service = {"store": store.uri, "models": [served], "drain_s": 20, "keys": "required"}
+    with serving(service, tmp_path) as running:
         assert running.models == [{"model": "slow", "alias": "live", "version": 1}]
-        with running.client() as client, ThreadPoolExecutor(12) as pool:
+        with running.client(headers=headers) as client, ThreadPoolExecutor(12) as pool:
             wait_until(lambda: predict(client, "slow").status_code == 200)
+            assert httpx.get(f"{running.url}/metrics", trust_env=False).status_code == 401
             asked = [pool.submit(predict, client, "slow", [ZEROS] * 80) for _ in range(12)]
             time.sleep(0.2)
             assert not all(future.done() for future in asked), "nothing was in flight any more"
