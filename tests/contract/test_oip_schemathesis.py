@@ -63,7 +63,7 @@ def url() -> Iterator[str]:
 def test_nothing_that_the_document_allows_or_forbids_is_a_500(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 11
+    assert len(operations) == 12
     seen: set[int] = set()
     modes = list(schemathesis.GenerationMode)
     cases = [operation.as_strategy(generation_mode=mode) for operation in operations for mode in modes]
