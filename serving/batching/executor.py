@@ -29,8 +29,10 @@ from serving.batching.ticket import NORMAL, Part, Plan, Ticket
 from serving.load import Load, LoadWindow
 
 _POLL_S = 0.01
-WAY_BACK_SHARE, MAX_WAY_BACK_S = 0.02, 0.005
-"""Of the SLO, what is kept for the way of an answer to its client."""
+NETWORK_SHARE, MAX_NETWORK_S = 0.02, 0.005
+"""Of the SLO, what is kept for the network, which can't be seen from here."""
+MAX_WAY_BACK_SHARE = 0.1
+_UP, _DOWN = 0.2, 0.002
 _WEIGHT_OF_NEWEST = 0.05
 _COUNT_EVERY_S = 0.05
 
@@ -70,6 +72,8 @@ class _Work:
 
     inputs: Arrays
     future: asyncio.Future[Outcome]
+    finished_s: float = 0.0
+    """When its last batch was done."""
     pieces: dict[int, Arrays] = field(default_factory=dict)
     """Outputs by first row, where the request was cut into several batches."""
     rows_done: int = 0
@@ -103,7 +107,10 @@ class Executor:
         self._slots = slots
         self._ends_s: dict[int, float] = {}
         """When each running batch should be done, by the identity of its plan."""
-        self._way_back_s = min(WAY_BACK_SHARE * slo_s, MAX_WAY_BACK_S)
+        self._network_s = min(NETWORK_SHARE * slo_s, MAX_NETWORK_S)
+        self._most_way_back_s = MAX_WAY_BACK_SHARE * slo_s
+        self._held_up_s = 0.0
+        """How long answers rarely wait for their turn on the event loop: a batch's are ready all at once."""
         self._observer = observer
         self._clock = clock
         self._window = LoadWindow(clock.monotonic_s())
@@ -148,16 +155,17 @@ class Executor:
         now_s = self._clock.monotonic_s()
         size = model.form.size(inputs)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        work = _Work(inputs, future)
         ticket = Ticket(
             rows,
-            deadline_s - self._way_back_s,
+            deadline_s - min(self._network_s + self._held_up_s, self._most_way_back_s),
             model,
             size.length,
             size.shape,
             size.octave,
             level,
             now_s,
-            _Work(inputs, future),
+            work,
         )
         self._window.arrived(now_s, rows)
         self._latest = model
@@ -176,7 +184,10 @@ class Executor:
         self._planner.add(ticket)
         self._fill_slots()
         try:
-            return await future
+            outcome = await future
+            if work.finished_s:
+                self._note_held_up(self._clock.monotonic_s() - work.finished_s)
+            return outcome
         except asyncio.CancelledError:
             self._planner.cancel(ticket)
             raise
@@ -215,6 +226,11 @@ class Executor:
         latency, length = self._latest.latency, int(self._mean_length)
         rows = latency.working_rows(self._planner.max_batch_rows, length, self._planner.slo_s)
         return self._slots * rows / latency.estimate_s(rows, length)
+
+    def _note_held_up(self, held_up_s: float) -> None:
+        """Quick to rise and slow to fall, so that about one in a hundred is above it."""
+        more_s = held_up_s - self._held_up_s
+        self._held_up_s += more_s * (_UP if more_s > 0 else _DOWN)
 
     def _fill_slots(self) -> None:
         while len(self._ends_s) < self._slots and len(self._planner):
@@ -263,6 +279,7 @@ class Executor:
             if work.rows_done < ticket.rows:
                 return
             outcome = Answer(_rejoined([work.pieces[start] for start in sorted(work.pieces)]))
+        work.finished_s = now_s
         if now_s > ticket.deadline_s:
             self._window.lost(now_s)
         _resolve(ticket, outcome)

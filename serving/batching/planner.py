@@ -26,7 +26,7 @@ from serving.batching.ticket import WEIGHTS, Part, Plan, Ticket
 MAX_WASTE = 0.15
 """The share of a batch's elements that may be padding."""
 _NEIGHBOURS = (-1, 1, -2, 2, -3, 3)
-_PASS_OVER = 16
+_PASS_OVER = 64
 """Requests that don't fit and are passed over, before a batch is taken as it is."""
 
 
@@ -156,6 +156,13 @@ class _Filling:
     def fill(self, lane: Lane, leader: Ticket) -> None:
         """Put the leader into the batch, then whatever may join it."""
         self._most_rows = self._planner.max_batch_rows
+        latency, slo_s = leader.group.latency, self._planner.slo_s
+        self._goal_rows = min(lane.rows, latency.working_rows(self._most_rows, leader.length, slo_s))
+        if not leader.probe:
+            left_s = leader.deadline_s - self._now_s
+            self._goal_rows = min(
+                self._goal_rows, latency.rows_within(left_s, leader.length, self._most_rows)
+            )
         self._take(leader, min(leader.waiting_rows, self._most_rows))
         for near in self._lanes(lane):
             self._join(near)
@@ -194,11 +201,13 @@ class _Filling:
             return False
         if not latency.known:
             return True
-        needed_s = latency.safe_s(rows, length)
-        tightest_s = min(self._tightest_s, ticket.deadline_s)
-        return needed_s <= tightest_s - self._now_s and (
-            rows <= latency.working_rows(self._most_rows, length, self._planner.slo_s)
-        )
+        if rows > latency.working_rows(self._most_rows, length, self._planner.slo_s):
+            return False
+        # Whoever joins must not keep the batch smaller than its leader allows.
+        goal_s = latency.safe_s(max(rows, self._goal_rows), length)
+        if goal_s > ticket.deadline_s - self._now_s:
+            return False
+        return latency.safe_s(rows, length) <= self._tightest_s - self._now_s
 
     def _take(self, ticket: Ticket, rows: int) -> None:
         start = ticket.planned_rows

@@ -15,6 +15,7 @@ from serving.protocol import schemas
 from serving.protocol.examples import infer_example, predict_example
 from serving.protocol.limits import Limits
 from serving.protocol.schemas import Schema
+from serving.protocol.terms import DEFAULT, HIGHEST, LOWEST, PRIORITY_HEADER, TIMEOUT_HEADER
 
 _STATUS_TEXTS = {
     400: "the request can't be read",
@@ -110,6 +111,7 @@ def _infer_operation(name: str, signature: Signature, operation_id: str) -> dict
     return {
         "operationId": operation_id,
         "summary": f"Run {name}: Open Inference Protocol v2",
+        "parameters": _TERMS,
         "requestBody": {
             "required": True,
             "content": {"application/json": request, "application/octet-stream": binary},
@@ -127,6 +129,7 @@ def _predict_operation(name: str, signature: Signature) -> dict[str, Any]:
     return {
         "operationId": f"{name}.predict",
         "summary": f"Run {name} on plain JSON rows" + (" or an image file" if has_image else ""),
+        "parameters": _TERMS,
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": _answer({"application/json": _ref(f"{name}.PredictResponse")}),
@@ -190,6 +193,22 @@ def _example(value: dict[str, Any] | None) -> dict[str, Any]:
     return {} if value is None else {"example": value}
 
 
+_TERMS = [
+    {
+        "name": TIMEOUT_HEADER.decode(),
+        "in": "header",
+        "description": "seconds within which the answer is of use; at most the service's own limit. In the"
+        " Open Inference Protocol also the parameter timeout, in microseconds",
+        "schema": {"type": "number", "exclusiveMinimum": 0},
+    },
+    {
+        "name": PRIORITY_HEADER.decode(),
+        "in": "header",
+        "description": "1 is the highest, 3 the lowest; they share the model 16 : 4 : 1 where there isn't"
+        " time for all. In the Open Inference Protocol also the parameter priority",
+        "schema": {"type": "integer", "minimum": HIGHEST, "maximum": LOWEST, "default": DEFAULT},
+    },
+]
 _TENSOR: Schema = {
     "type": "object",
     "properties": {

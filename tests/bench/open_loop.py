@@ -103,7 +103,7 @@ async def _connect(port: int) -> _Connection:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with one request at a time; answers have a content-length."""
+    """One connection with one request at a time; answers have a content-length or come in chunks."""
 
     def __init__(self) -> None:
         self.closing = False
@@ -128,8 +128,11 @@ class _Connection(asyncio.Protocol):
         if not found:
             return
         headers = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:])
-        size = int(headers.get(b"content-length", b"0"))
-        if len(rest) >= size and self._answer is not None and not self._answer.done():
+        if headers.get(b"transfer-encoding", b"").strip() == b"chunked":
+            whole = rest.endswith(b"0\r\n\r\n")
+        else:
+            whole = len(rest) >= int(headers.get(b"content-length", b"0"))
+        if whole and self._answer is not None and not self._answer.done():
             self.closing = headers.get(b"connection", b"").strip() == b"close"
             self._received = b""
             self._answer.set_result((int(head[9:12]), rest))

@@ -5,7 +5,9 @@ import threading
 
 import numpy as np
 
+from cluster.clock import SystemClock
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TooLarge
+from cluster.signature import Signature, Tensor
 from serving.batching.executor import Answer, Executor, Failure
 from serving.batching.model import BatchModel
 
@@ -157,6 +159,86 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         runtime.gate.set()
         await asyncio.gather(*tasks)
         assert isinstance(await work.submit(runtime.model, rows(3), 1, FAR_S), Answer)
+        await work.close()
+
+    asyncio.run(main())
+
+
+class Padded(FakeRuntime):
+    """Answers with the rows' sums and the inputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = BatchModel(self, PADDED)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, inputs):
+        assert self.gate.wait(10)
+        self.shapes.append(inputs["x"].shape)
+        return {"sum": inputs["x"].sum(axis=1), "same": inputs["x"]}
+
+
+PADDED = Signature(
+    task="t",
+    inputs=(Tensor(name="x", dtype="FP32", shape=(-1, -1), padding=0),),
+    outputs=(
+        Tensor(name="sum", dtype="FP32", shape=(-1,)),
+        Tensor(name="same", dtype="FP32", shape=(-1, -1), follows="x"),
+    ),
+)
+
+
+def test_lengths_share_a_batch_by_padding_and_each_gets_its_own_back() -> None:
+    async def main() -> None:
+        runtime, work = Padded(), executor()
+        sent = [{"x": np.arange(1, n + 1, dtype=np.float32)[None]} for n in (20, 21, 22)]
+        tasks = await queue_up(work, runtime, *sent)
+        runtime.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        for inputs, outcome in zip(sent, outcomes[1:], strict=True):
+            assert isinstance(outcome, Answer)
+            assert outcome.outputs["sum"].tolist() == [inputs["x"].sum()]
+            assert outcome.outputs["same"].tolist() == inputs["x"].tolist()
+        assert runtime.shapes == [(1, 1), (3, 22)]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_what_the_latency_forbids_is_refused_but_an_idle_model_is_asked_once() -> None:
+    class StillClock(SystemClock):
+        def monotonic_s(self) -> float:
+            return 100.0
+
+    async def main() -> None:
+        runtime = FakeRuntime()
+        work = Executor(max_batch_size=4, max_queue_rows=16, slo_s=60, clock=StillClock())
+        for _ in range(20):
+            runtime.model.latency.observe(1, 0, 50.0)
+        assert isinstance(await work.submit(runtime.model, rows(1), 1, 105.0), Answer)  # a probe
+        refused = await work.submit(runtime.model, rows(2), 1, 105.0)
+        assert isinstance(refused, Failure)
+        assert isinstance(refused.error, Overloaded)
+        assert refused.error.retry_after_s >= 1
+        assert runtime.batches == [[1]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_load_tells_of_the_queue_and_of_what_was_lost() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor(max_batch_size=2, max_queue_rows=2)
+        tasks = await queue_up(work, runtime, rows(1), rows(2))
+        await work.submit(runtime.model, rows(3), 1, FAR_S)
+        load = work.load()
+        assert load.waiting_requests == 2
+        assert load.oldest_waiting_s >= 0
+        assert load.arrivals_per_s == load.arriving_rows_per_s > load.lost_per_s > 0
+        assert load.capacity_rows_per_s is None
+        runtime.gate.set()
+        await asyncio.gather(*tasks)
+        assert (work.load().capacity_rows_per_s or 0) > 0
         await work.close()
 
     asyncio.run(main())
