@@ -236,7 +236,7 @@ def test_overload_is_shed_with_retry_after_and_passes(service: ServiceProcess) -
         assert 200 in statuses
         for answer in refused:
             assert int(answer.headers["retry-after"]) >= 1
-            assert answer.json()["error"].startswith("the queue is full")
+            assert answer.json()["error"].startswith(("the queue is full", "the request can't be answered"))
         assert predict(client, "slow", rows).status_code == 200
 
 
@@ -250,7 +250,7 @@ def test_a_client_may_ask_for_less_time(service: ServiceProcess) -> None:
             headers={"x-request-timeout-seconds": "0.001"},
         )
         assert {future.result().status_code for future in busy} == {200}
-    assert hasty.status_code in (504, 200)
+    assert hasty.status_code == 503  # refused at once: not even an idle model could
 
 
 def test_an_alias_swaps_under_load_without_a_failure(service: ServiceProcess, store: Store) -> None:
@@ -369,7 +369,7 @@ def test_sigterm_answers_what_was_accepted_and_leaves_no_process(store: Store, t
         with running.client(headers=headers) as client, ThreadPoolExecutor(12) as pool:
             wait_until(lambda: predict(client, "slow").status_code == 200)
             assert httpx.get(f"{running.url}/metrics", trust_env=False).status_code == 401
-            asked = [pool.submit(predict, client, "slow", [ZEROS] * 80) for _ in range(12)]
+            asked = [pool.submit(predict, client, "slow", [ZEROS] * 40) for _ in range(12)]
             time.sleep(0.2)
             assert not all(future.done() for future in asked), "nothing was in flight any more"
             assert running.stop() == 0
