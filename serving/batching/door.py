@@ -67,7 +67,7 @@ class Door:
         spare_s = backlog.spare_s(pace, now_s, free_s, ticket)
         if spare_s >= 0:
             return None
-        if idle and now_s - self._probed_s >= PROBE_EVERY_S:
+        if idle and ticket.deadline_s > now_s and now_s - self._probed_s >= PROBE_EVERY_S:
             self._probed_s = now_s
             ticket.probe = True
             return None
