@@ -20,8 +20,9 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotReady
 from cluster.registry import Registry, Version
 from cluster.storage import Store
-from serving.batching.executor import Answer, Executor
+from serving.batching.executor import Executor
 from serving.batching.model import BatchModel
+from serving.batching.run import Answer
 from serving.batching.ticket import NORMAL
 from serving.load import Load
 from serving.metrics import ReplicaMetrics

@@ -7,7 +7,8 @@
     door        whether a request can be met at all, before it is queued
     form        which tensors may share a batch; padding, and cutting outputs back
     model       a runtime with its form and its latency, measured once at load
-    executor    the only part with threads and an event loop: it obeys the others
+    run         one batch, in a thread: an outcome for each request
+    executor    the only part with an event loop: it obeys the others
 
 The order is: take the slot, then cut the batch. An idle model runs a single request at once; while it is
 busy, requests gather and leave together. (A batcher that closes batches while the model is busy, as

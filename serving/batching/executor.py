@@ -1,23 +1,17 @@
 """Runs models off the event loop, batch by batch, and gives each request its own outcome.
 
-It obeys the door and the planner, and tells the latency model how long batches took. A batch that raises is
-run again in halves until the requests that make it raise stand alone; the others get their answers. An
-outcome is a value, an answer or a failure, so that no exception of one request can reach another.
-
-Everything but `_run` happens on the event loop, so nothing here is locked. Knows nothing of HTTP.
+It obeys the door and the planner, and tells the latency model how long batches took. Everything here happens
+on the event loop, so nothing is locked; only `serving.batching.run` is called in threads. Knows nothing of
+HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
-
-import numpy as np
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded
@@ -25,6 +19,7 @@ from serving.batching.door import MIN_RETRY_S, Door
 from serving.batching.form import Arrays
 from serving.batching.model import BatchModel
 from serving.batching.planner import Planner
+from serving.batching.run import Answer, Failure, Outcome, Work, rejoined, run
 from serving.batching.ticket import NORMAL, Part, Plan, Ticket
 from serving.load import Load, LoadWindow
 
@@ -37,23 +32,6 @@ _WEIGHT_OF_NEWEST = 0.05
 _COUNT_EVERY_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The model ran; every output has the request's rows, in order."""
-
-    outputs: Arrays
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The request was not answered, and why."""
-
-    error: Exception
-
-
-Outcome = Answer | Failure
-
-
 class BatchObserver(Protocol):
     """Who is told of what happens to batches, on the event loop."""
 
@@ -64,19 +42,6 @@ class BatchObserver(Protocol):
     def dropped(self, tickets: int) -> None:
         """Requests ran out of time before their batch did."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """What the executor keeps beside a ticket."""
-
-    inputs: Arrays
-    future: asyncio.Future[Outcome]
-    finished_s: float = 0.0
-    """When its last batch was done."""
-    pieces: dict[int, Arrays] = field(default_factory=dict)
-    """Outputs by first row, where the request was cut into several batches."""
-    rows_done: int = 0
 
 
 class Executor:
@@ -155,7 +120,7 @@ class Executor:
         now_s = self._clock.monotonic_s()
         size = model.form.size(inputs)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        work = _Work(inputs, future)
+        work = Work(inputs, future)
         ticket = Ticket(
             rows,
             deadline_s - min(self._network_s + self._held_up_s, self._most_way_back_s),
@@ -241,7 +206,7 @@ class Executor:
                 return
             model: BatchModel = plan.batch[0].ticket.group  # type: ignore[assignment]
             self._ends_s[id(plan)] = now_s + model.latency.estimate_s(plan.rows, plan.length)
-            running = asyncio.get_running_loop().run_in_executor(self._threads, _run, model, plan.batch)
+            running = asyncio.get_running_loop().run_in_executor(self._threads, run, model, plan.batch)
             running.add_done_callback(partial(self._finish, model, plan, now_s))
 
     def _drop(self, dropped: list[Ticket], now_s: float) -> None:
@@ -270,7 +235,7 @@ class Executor:
 
     def _deliver(self, part: Part, outcome: Outcome, now_s: float) -> None:
         ticket = part.ticket
-        work: _Work = ticket.payload
+        work: Work = ticket.payload
         if isinstance(outcome, Failure):
             self._planner.cancel(ticket)  # what is left of it need not run
         elif part.rows < ticket.rows:
@@ -278,7 +243,7 @@ class Executor:
             work.rows_done += part.rows
             if work.rows_done < ticket.rows:
                 return
-            outcome = Answer(_rejoined([work.pieces[start] for start in sorted(work.pieces)]))
+            outcome = Answer(rejoined(work))
         work.finished_s = now_s
         if now_s > ticket.deadline_s:
             self._window.lost(now_s)
@@ -303,37 +268,3 @@ def _resolve(ticket: Ticket, outcome: Outcome) -> None:
     future: asyncio.Future[Outcome] = ticket.payload.future
     if not future.done():
         future.set_result(outcome)
-
-
-def _run(model: BatchModel, batch: Sequence[Part]) -> list[Outcome]:
-    """One outcome for each part, in order; runs in a thread. Never raises."""
-    pieces = [_slice(part.ticket.payload.inputs, part) for part in batch]
-    rows = [part.rows for part in batch]
-    try:
-        outputs = model.runtime.run(model.form.joined(pieces))
-        _check_rows(outputs, sum(rows))
-    except Exception as error:  # noqa: BLE001 - the edge of the model's code: it becomes a value
-        if len(batch) == 1:
-            return [Failure(error)]
-        middle = len(batch) // 2
-        return _run(model, batch[:middle]) + _run(model, batch[middle:])
-    if len(batch) == 1:
-        return [Answer(outputs)]
-    return [Answer(own) for own in model.form.parted(outputs, pieces, rows)]
-
-
-def _slice(inputs: Arrays, part: Part) -> Arrays:
-    if part.rows == part.ticket.rows:
-        return inputs
-    return {name: array[part.start : part.stop] for name, array in inputs.items()}
-
-
-def _rejoined(pieces: Sequence[Arrays]) -> Arrays:
-    """The outputs of a request that was cut; they all have its own length."""
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _check_rows(outputs: Arrays, rows: int) -> None:
-    for name, array in outputs.items():
-        if array.shape[:1] != (rows,):
-            raise RuntimeError(f"output '{name}' has shape {array.shape} for {rows} rows")

@@ -8,8 +8,9 @@ import numpy as np
 from cluster.clock import SystemClock
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TooLarge
 from cluster.signature import Signature, Tensor
-from serving.batching.executor import Answer, Executor, Failure
+from serving.batching.executor import Executor
 from serving.batching.model import BatchModel
+from serving.batching.run import Answer, Failure
 
 FAR_S = 1e12
 
