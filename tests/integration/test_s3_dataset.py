@@ -83,7 +83,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
         proxy.arm(Fault(Kind.STATUS, status=403, times=None))
         with pytest.raises(StorageError, match="listing"):
             Dataset.open(held_out)  # what is refused isn't asked for again
-        with pytest.raises(StorageError, match="opening"):
+        with pytest.raises(StorageError, match="reading"):
             dataset.read_group(0, ["label"])
 
 

@@ -42,7 +42,7 @@ _DENSE_LABELS = 4096
 class BadRow(BadInput):
     """What is wrong with one row. `row`: its number, as the caller numbers rows."""
 
-    def __init__(self, failed: str, row: int, **parts: str) -> None:
+    def __init__(self, failed: str, row: int = 0, **parts: str) -> None:
         super().__init__(failed, **parts)
         self.row = row
 
