@@ -110,7 +110,7 @@ def decide(settings: Settings, state: State, seen: Seen, target: int, now_s: flo
     state = _remember(settings, state, seen, target, now_s)
     need = _need(settings, state, seen)
     # An idle model is wanted no more, whatever is left in its history.
-    wanted = 0 if _idle(settings, state, now_s) else max(1, math.ceil(need - 1e-9))
+    wanted = 0 if _idle(settings, state, now_s) else max(1, math.ceil(min(settings.most, need) - 1e-9))
     wanted = _bounded(settings, wanted)
     state, held = _hold(settings, state, wanted, now_s)
     wanted = _bounded(settings, held)
