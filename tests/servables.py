@@ -97,12 +97,12 @@ def table_graph() -> bytes:
     return _model(nodes, inputs, outputs, {"nought": np.zeros(1, np.float32)})
 
 
-def gather_graph() -> bytes:
-    """`value[i] = 10 * index[i]` for 0 to 7; any other index makes the whole batch raise: a poison."""
+def gather_graph(values: int = 8) -> bytes:
+    """`value[i] = 10 * index[i]` below `values`; any other index makes the whole batch raise: a poison."""
     nodes = [helper.make_node("Gather", ["values", "index"], ["value"])]
     inputs = [helper.make_tensor_value_info("index", TensorProto.INT64, ["n"])]
     outputs = [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["n"])]
-    return _model(nodes, inputs, outputs, {"values": np.arange(8, dtype=np.float32) * 10})
+    return _model(nodes, inputs, outputs, {"values": np.arange(values, dtype=np.float32) * 10})
 
 
 def slow_graph(size: int = 1024, layers: int = 80) -> bytes:

@@ -22,6 +22,8 @@ _DEVIATIONS = 3.0
 _LEAST_TIMES = 50
 """Answers of the other version from which its times are taken for known."""
 _LEAST_FAILURES = 3
+_LEAST_SLOW = 5
+"""One answer alone, if slow, would speak against it at any odds."""
 _LEAST_SCORES = 20
 _TAIL = 0.05
 
@@ -88,7 +90,7 @@ def _slower(rules: Rules, stable: Side, candidate: Side) -> str | None:
     limit_s = stable.quantile_s(1 - _TAIL) * rules.latency_ratio
     slow, answered = candidate.slower_than(limit_s), candidate.times.total()
     # As slow as allowed, it would have a share of `_TAIL` above the limit.
-    if wilson(slow, answered)[0] <= _TAIL:
+    if slow < _LEAST_SLOW or wilson(slow, answered)[0] <= _TAIL:
         return None
     return (
         f"{slow} of {answered} answers took longer than {limit_s * 1000:.1f} ms,"

@@ -36,6 +36,8 @@ class Sent:
     latency_s: float = math.inf
     text: bytes = b""
     """Of an answer that isn't 200."""
+    head: bytes = b""
+    """Its status line and headers."""
 
     @property
     def in_time(self) -> bool:
@@ -83,8 +85,9 @@ async def _ask(port: int, planned: Planned, at_s: float, render: Render, free: l
     try:
         async with asyncio.timeout_at(at_s + planned.within_s + GRACE_S):
             connection = free.pop() if free else await _connect(port)
-            sent.status, text = await connection.ask(render(planned, at_s + planned.within_s))
+            sent.head, text = await connection.ask(render(planned, at_s + planned.within_s))
             sent.latency_s = time.monotonic() - at_s
+            sent.status = int(sent.head[9:12])
             if sent.status != 200:
                 sent.text = text
     except (TimeoutError, OSError):
@@ -108,9 +111,10 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.closing = False
         self._received = b""
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
+    async def ask(self, request: bytes) -> tuple[bytes, bytes]:
+        """The head of the answer and its body."""
         self._answer = asyncio.get_running_loop().create_future()
         assert isinstance(self._transport, asyncio.Transport)
         self._transport.write(request)
@@ -135,7 +139,7 @@ class _Connection(asyncio.Protocol):
         if whole and self._answer is not None and not self._answer.done():
             self.closing = headers.get(b"connection", b"").strip() == b"close"
             self._received = b""
-            self._answer.set_result((int(head[9:12]), rest))
+            self._answer.set_result((head, rest))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closing = True

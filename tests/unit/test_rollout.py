@@ -130,8 +130,9 @@ def test_one_failure_among_many_is_no_reason() -> None:
 def test_a_slower_candidate_is_abandoned() -> None:
     assert judge(a_trial(), seen(good(60, slow=2.0)), 1).action == "abandon"
     assert judge(a_trial(), seen(good(60, slow=1.1)), 20).action == "go on"
-    # Nothing to compare with says nothing.
+    # Nothing to compare with says nothing, nor do a few slow answers.
     assert judge(a_trial(), seen(good(200, slow=50), good(10)), 20).action == "advance"
+    assert judge(a_trial(), seen(good(4, slow=50)), 1).action == "go on"
 
 
 def test_lower_scores_are_reason_enough() -> None:
