@@ -20,9 +20,12 @@ PADDING_ALLOWED = 1.1
 """What padding is expected to add to the elements of a batch of mixed lengths."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pace:
-    """How fast a backlog is worked off, one batch of `batch_rows` after the other on each of `slots`."""
+    """How fast a backlog is worked off, one batch of `batch_rows` after the other on each of `slots`.
+
+    Made for every request that comes, so not frozen: that would take three times as long. Nobody changes it.
+    """
 
     batch_s: float
     row_s: float
@@ -85,17 +88,21 @@ class Backlog:
         self._cell_s = slo_s / CELLS
         self._cells: dict[int, dict[int, _Cell]] = {level: {} for level in WEIGHTS}
         self._totals = {level: _Cell() for level in WEIGHTS}
+        self._all = _Cell()
 
     @property
     def rows(self) -> int:
         """All rows that wait."""
-        return sum(total.rows for total in self._totals.values())
+        return self._all.rows
 
     def add(self, ticket: Ticket) -> None:
         """Count a ticket's rows."""
         ticket.cell = int(ticket.deadline_s / self._cell_s)
-        cell = self._cells[ticket.level].setdefault(ticket.cell, _Cell())
-        for place in (cell, self._totals[ticket.level]):
+        cells = self._cells[ticket.level]
+        cell = cells.get(ticket.cell)
+        if cell is None:
+            cell = cells[ticket.cell] = _Cell()
+        for place in (cell, self._totals[ticket.level], self._all):
             place.rows += ticket.rows
             place.elements += ticket.rows * ticket.length
 
@@ -103,7 +110,7 @@ class Backlog:
         """Some rows of a ticket no longer wait."""
         cells = self._cells[ticket.level]
         cell = cells[ticket.cell]
-        for place in (cell, self._totals[ticket.level]):
+        for place in (cell, self._totals[ticket.level], self._all):
             place.rows -= rows
             place.elements -= rows * ticket.length
         if cell.rows == 0:
@@ -118,8 +125,8 @@ class Backlog:
         Args:
             start_s: when the model is free.
         """
-        all_rows = self.rows + new.rows
-        all_elements = sum(total.elements for total in self._totals.values()) + new.rows * new.length
+        all_rows = self._all.rows + new.rows
+        all_elements = self._all.elements + new.rows * new.length
         cells = self._cells[new.level]
         earliest_s = min(cells, default=math.inf) * self._cell_s
         starts_in_s = start_s - now_s

@@ -23,6 +23,8 @@ from serving.batching.run import Answer, Failure, Outcome, Work, rejoined, run
 from serving.batching.ticket import NORMAL, Part, Plan, Ticket
 from serving.load import Load, LoadWindow
 
+MOST_INLINE_S = 0.002
+"""What a tiny model's batch may take of the event loop; beyond, even its batches run in threads."""
 _POLL_S = 0.01
 NETWORK_SHARE, MAX_NETWORK_S = 0.02, 0.005
 """Of the SLO, what is kept for the network, which can't be seen from here."""
@@ -83,6 +85,8 @@ class Executor:
         self._latest: BatchModel | None = None
         self._mean_length = 0.0
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._will_fill = False
 
     @property
     def waiting_rows(self) -> int:
@@ -119,7 +123,7 @@ class Executor:
             return Failure(NotReady("the replica is shutting down", retry_after_s=1, fix="try again"))
         now_s = self._clock.monotonic_s()
         size = model.form.size(inputs)
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         work = Work(inputs, future)
         ticket = Ticket(
             rows,
@@ -147,7 +151,7 @@ class Executor:
             self._window.lost(now_s)
             return Failure(refusal)
         self._planner.add(ticket)
-        self._fill_slots()
+        self._fill_soon()
         try:
             outcome = await future
             if work.finished_s:
@@ -171,7 +175,7 @@ class Executor:
 
     @property
     def _idle(self) -> bool:
-        return not len(self._planner) and len(self._ends_s) < self._slots
+        return not self._planner.waiting_rows and len(self._ends_s) < self._slots
 
     def _free_s(self, now_s: float) -> float:
         """When a slot should be free: now, or when the first of the running batches should be done."""
@@ -197,17 +201,28 @@ class Executor:
         more_s = held_up_s - self._held_up_s
         self._held_up_s += more_s * (_UP if more_s > 0 else _DOWN)
 
+    def _fill_soon(self) -> None:
+        """Fill free slots once all that is ready on the event loop has run, so that it runs together."""
+        if not self._will_fill and len(self._ends_s) < self._slots and self._planner.waiting_rows:
+            self._will_fill = True
+            self._loop.call_soon(self._fill_slots)
+
     def _fill_slots(self) -> None:
-        while len(self._ends_s) < self._slots and len(self._planner):
+        self._will_fill = False
+        while len(self._ends_s) < self._slots and self._planner.waiting_rows:
             now_s = self._clock.monotonic_s()
             plan = self._planner.cut(now_s)
             self._drop(plan.dropped, now_s)
             if not plan.batch:
                 return
             model: BatchModel = plan.batch[0].ticket.group  # type: ignore[assignment]
-            self._ends_s[id(plan)] = now_s + model.latency.estimate_s(plan.rows, plan.length)
-            running = asyncio.get_running_loop().run_in_executor(self._threads, run, model, plan.batch)
-            running.add_done_callback(partial(self._finish, model, plan, now_s))
+            rows, length = plan.rows, plan.length
+            if model.is_tiny and model.latency.safe_s(rows, length) <= MOST_INLINE_S:
+                self._finish(model, plan, now_s, run(model, plan.batch))
+                return  # one at a time: connections are read between two of them
+            self._ends_s[id(plan)] = now_s + model.latency.estimate_s(rows, length)
+            running = self._loop.run_in_executor(self._threads, run, model, plan.batch)
+            running.add_done_callback(partial(self._free_slot, model, plan, now_s))
 
     def _drop(self, dropped: list[Ticket], now_s: float) -> None:
         for ticket in dropped:
@@ -217,17 +232,19 @@ class Executor:
             if self._observer:
                 self._observer.dropped(len(dropped))
 
-    def _finish(
+    def _free_slot(
         self, model: BatchModel, plan: Plan, started_s: float, done: asyncio.Future[list[Outcome]]
     ) -> None:
         del self._ends_s[id(plan)]
+        self._finish(model, plan, started_s, done.result())
+
+    def _finish(self, model: BatchModel, plan: Plan, started_s: float, outcomes: list[Outcome]) -> None:
         now_s = self._clock.monotonic_s()
-        outcomes = done.result()
         if not any(isinstance(outcome, Failure) for outcome in outcomes):
             model.latency.observe(plan.rows, plan.length, now_s - started_s)
         self._window.ran(now_s, now_s - started_s)
         # The next batch first: the model should not wait while answers are written.
-        self._fill_slots()
+        self._fill_soon()
         if self._observer:
             self._observer.ran(plan.rows, now_s - started_s)
         for part, outcome in zip(plan.batch, outcomes, strict=True):

@@ -7,6 +7,7 @@ from then on it is learned from the batches that run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,8 @@ logger = logging.getLogger("tandem.serving")
 
 MEASURED_LENGTHS = (16, 128)
 MEASURE_FOR_S = 2.0
+TINY_S = 0.0002
+"""A model whose full batch takes no longer than this is tiny: to hand it to a thread costs as much again."""
 
 
 class BatchModel:
@@ -30,6 +33,8 @@ class BatchModel:
         self.runtime = runtime
         self.form = Form(signature)
         self.latency = LatencyModel()
+        self.is_tiny = False
+        """Whether batches may run on the event loop itself, as they take no longer than reading a request."""
         self._signature = signature
 
     def measure(self, max_batch_rows: int, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -43,6 +48,7 @@ class BatchModel:
         """
         assert self._signature is not None, "a model without a signature can't be given blanks"
         end_s = clock.monotonic_s() + MEASURE_FOR_S
+        longest_s = 0.0
         for rows, axis in self._sizes(max_batch_rows):
             inputs = {tensor.name: _blank(tensor, rows, axis) for tensor in self._signature.inputs}
             try:
@@ -54,10 +60,13 @@ class BatchModel:
                 if not self.form.varies:
                     raise
                 logger.info("a blank batch of %d rows, free axes of %d, is refused: %s", rows, axis, error)
+                longest_s = math.inf  # nobody knows
                 continue
             self.latency.observe(rows, self.form.size(inputs).length, stopped_s - started_s)
+            longest_s = max(longest_s, stopped_s - started_s)
             if stopped_s > end_s:
                 return
+        self.is_tiny = longest_s <= TINY_S
 
     def _sizes(self, max_batch_rows: int) -> Iterator[tuple[int, int]]:
         """Rows and the size of free axes, of each batch to measure."""

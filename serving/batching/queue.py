@@ -70,6 +70,7 @@ class Queue:
         lane.rows += ticket.rows
         ticket.order = next(self._order)
         self._push(lane, ticket)
+        self.oldest_arrival_s()  # forgets those that are done, which nobody else may do for hours
         self._arrivals.append(ticket)
         self.backlog.add(ticket)
 
@@ -136,8 +137,9 @@ class Queue:
         return self._arrivals[0].arrived_s if self._arrivals else None
 
     def _by_turn(self) -> list[int]:
-        """Levels in the order in which they have had least, by their weights."""
-        return sorted(self._served, key=self._served.__getitem__)
+        """Levels with something waiting, in the order in which they have had least, by their weights."""
+        waiting = [level for level, requests in self._waiting.items() if requests]
+        return waiting if len(waiting) < 2 else sorted(waiting, key=self._served.__getitem__)
 
     def _push(self, lane: Lane, ticket: Ticket) -> None:
         heap = lane.heaps[ticket.level]

@@ -8,8 +8,8 @@ import numpy as np
 from cluster.clock import SystemClock
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TooLarge
 from cluster.signature import Signature, Tensor
-from serving.batching.executor import Executor
-from serving.batching.model import BatchModel
+from serving.batching.executor import MOST_INLINE_S, Executor
+from serving.batching.model import TINY_S, BatchModel
 from serving.batching.run import Answer, Failure
 
 FAR_S = 1e12
@@ -274,3 +274,68 @@ def test_outputs_with_too_few_rows_are_a_failure_not_a_shift() -> None:
         await work.close()
 
     asyncio.run(main())
+
+
+def test_what_comes_in_one_turn_of_the_event_loop_shares_a_batch() -> None:
+    async def main() -> None:
+        runtime, work = FakeRuntime(), executor()
+        tasks = [work.submit(runtime.model, rows(value), 1, FAR_S) for value in (1, 2, 3)]
+        outcomes = await asyncio.gather(*tasks)
+        assert [o.outputs["y"][0, 0] for o in outcomes] == [2, 4, 6]
+        assert runtime.batches == [[1, 2, 3]]
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_a_tiny_model_runs_on_the_event_loop_until_its_batches_turn_out_long() -> None:
+    class Where(FakeRuntime):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threads: list[str] = []
+
+        def run(self, inputs):
+            self.threads.append(threading.current_thread().name)
+            return super().run(inputs)
+
+    async def main() -> None:
+        runtime, work = Where(), executor(max_batch_size=8)
+        runtime.model.is_tiny = True
+        outcomes = await asyncio.gather(
+            *[work.submit(runtime.model, rows(value), 1, FAR_S) for value in (1, -2, 3)]
+        )
+        assert [isinstance(o, Failure) for o in outcomes] == [False, True, False]
+        assert set(runtime.threads) == {threading.current_thread().name}
+        for _ in range(20):
+            runtime.model.latency.observe(1, 0, 2 * MOST_INLINE_S)
+        await work.submit(runtime.model, rows(4), 1, FAR_S)
+        assert runtime.threads[-1].startswith("tandem-model")
+        await work.close()
+
+    asyncio.run(main())
+
+
+def test_only_a_model_whose_full_batch_was_short_is_tiny() -> None:
+    class Slow(FakeRuntime):
+        row_s = 0.0
+
+        def run(self, inputs):
+            now.append(now[-1] + self.row_s * len(inputs["x"]))
+            return super().run(inputs)
+
+    class Now(SystemClock):
+        def monotonic_s(self) -> float:
+            return now[-1]
+
+    now = [0.0]
+    signature = Signature(
+        task="t",
+        inputs=(Tensor(name="x", dtype="FP32", shape=(-1, 1)),),
+        outputs=(Tensor(name="y", dtype="FP32", shape=(-1, 1)),),
+    )
+    for full_s, tiny in ((TINY_S / 2, True), (TINY_S * 2, False)):
+        runtime = Slow()
+        runtime.row_s = full_s / 16
+        model = BatchModel(runtime, signature)
+        model.measure(16, Now())
+        assert model.is_tiny == tiny

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,21 @@ def test_an_idle_model_gets_a_single_request_at_once() -> None:
     (ticket,) = added(p, Ticket(1, FAR_S, UNKNOWN))
     assert tickets_of(p.cut(0.0)) == [ticket]
     assert p.waiting_rows == len(p) == 0
+
+
+def test_what_has_run_is_forgotten_though_nobody_asks_how_long_the_oldest_has_waited() -> None:
+    class Payload:
+        pass
+
+    p = planner()
+    seen = []
+    for _ in range(10):
+        payload = Payload()
+        seen.append(weakref.ref(payload))
+        p.add(Ticket(1, FAR_S, UNKNOWN, payload=payload))
+        del payload
+        p.cut(0.0)
+    assert sum(one() is not None for one in seen) <= 1
 
 
 def test_the_earliest_deadline_is_first_and_equal_ones_in_order() -> None:
