@@ -3,7 +3,7 @@
 `tandem serve` through HAProxy, two replicas, open-loop load at 70% of the capacity found first (replicas,
 HAProxy and the sender share the cores). Requests are timed from when they were to be sent.
 
-    swap      10,000 requests with four swaps beside 10,000 with none: failures, p99; and how long after an
+    swap      10,000 requests with a swap beside 10,000 without one: failures, p99; and how long after an
               alias was moved the first answer of the new version came, and the last one of the old
     canary    10,000 requests with a tenth for the candidate: its share
     rollback  a candidate that fails on real requests though it loads, and one that is slow, each at 1%: how
@@ -42,11 +42,10 @@ CORES = 2
 WITHIN_S = 2.0
 LOAD = 0.7
 CALIBRATE_S = 3.0
-FIRST_RATE = 200.0
+FIRST_RATE = 100.0
 FASTER = 1.2
 KEPT = 0.99
-KEPT_WITHIN_S = 0.2
-SWAPS = 4
+KEPT_WITHIN_S = 0.1
 POLL_S = 0.02
 CANARY_PERCENT = 10.0
 ROLLBACK_S = 15.0
@@ -54,8 +53,8 @@ ROLLBACK_AIM_S = 10.0
 
 MODEL = "model"
 FRAGILE = "fragile"
-SIZE, LAYERS = 512, 10
-SLOW_LAYERS = 60
+SIZE, LAYERS = 512, 60
+SLOW_LAYERS = 300
 _VERSION = re.compile(rb"x-model-version: (\d+)", re.IGNORECASE)
 _GIVEN = re.compile(r"of (\d+) (?:requests failed|answers took)")
 
@@ -167,12 +166,12 @@ class Questions:
             failed[swaps] += sum(one.status != 200 for one in sent)
             return sorted(one.latency_s for one in sent)[int(0.99 * len(sent))]
 
-        found = in_turn(lambda: p99_s(SWAPS), lambda: p99_s(0), self._pairs)
+        found = in_turn(lambda: p99_s(1), lambda: p99_s(0), self._pairs)
         self._report.comparisons.append(
-            Comparison("p99 latency, s", f"{SWAPS} swaps", "no swap", tuple(found), at_most=1.2)
+            Comparison("p99 latency, s", "a swap", "no swap", tuple(found), at_most=1.2)
         )
         self._note(
-            f"requests of {self._pairs * self._requests} that failed, with swaps", failed[SWAPS], at_most=0
+            f"requests of {self._pairs * self._requests} that failed, with a swap", failed[1], at_most=0
         )
         self._note(f"requests of {self._pairs * self._requests} that failed, without", failed[0])
         self._note("alias moved to first answer of the new version, s", *first_new_s, at_most=2)
@@ -206,6 +205,7 @@ class Questions:
                 assert end is not None
                 if end.action != "abandon":
                     took_s.append(float("inf"))
+                    given.append(float("inf"))
                     abandon(self._registry, model, "live", why="measured")
                     continue
                 took_s.append(end.at.timestamp() - began / 1e9)
@@ -231,7 +231,7 @@ class Questions:
         raise RuntimeError(f"version {version} was never given its share")
 
     def _capacity(self) -> float:
-        """Requests a second that are answered within 0.2 s, but for one in a hundred; in steps of a fifth."""
+        """Requests a second that are answered within 0.1 s, but for one in a hundred; in steps of a fifth."""
         rate, requests = FIRST_RATE, always(ASK_MODEL)
         for rate in (FIRST_RATE * FASTER**step for step in itertools.count()):
             sent = drive(self._port, evenly(rate, int(rate * CALIBRATE_S)), requests)
