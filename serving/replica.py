@@ -34,6 +34,7 @@ from serving.runtimes import load_runtime
 from serving.runtimes.base import Runtime
 from serving.runtimes.node_cache import NodeCache
 from serving.service import ServedModel
+from serving.yielding import yielding
 
 logger = logging.getLogger("tandem.serving")
 
@@ -111,14 +112,25 @@ class Replica:
         """How busy it is; None before it serves."""
         return self._executor.load() if self._executor else None
 
+    @property
+    def _threads(self) -> int:
+        """Of one batch."""
+        return max(1, int(self.served.replicas.cpus))
+
     def load(self, version: Version) -> Loaded:
         """Read, verify and warm a version. Blocks; touches nothing that serves.
 
         Raises:
             Damaged, NotFound, StorageError: it can't be served.
         """
+        # A runtime's own threads are made while it loads, and would stay at the lower priority.
+        if self._serving is not None and self._threads == 1:
+            return yielding(lambda: self._load(version))
+        return self._load(version)
+
+    def _load(self, version: Version) -> Loaded:
         manifest, signature = Registry(self._store).servable(version)
-        threads = max(1, int(self.served.replicas.cpus))
+        threads = self._threads
         runtime = load_runtime(self._store, manifest, signature, threads=threads, cache=self._cache)
         model = BatchModel(runtime, signature)
         model.measure(self.served.max_batch_size, self._clock)
