@@ -33,11 +33,11 @@ from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
 from cluster.trial import Trial
-from serving import lane
+from serving import collector, lane
 from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
-from serving.http import HttpApp, Message, Request, Response
+from serving.http import HttpApp, Request, Response
 from serving.key_watch import KeyWatch
 from serving.layout import app_name
 from serving.metrics import ReplicaMetrics
@@ -50,6 +50,7 @@ from serving.runtimes.node_cache import NodeCache
 from serving.scaling import on_serve
 from serving.scaling.report import written
 from serving.service import ServedModel, Service
+from serving.waiting import Message
 
 logger = logging.getLogger("tandem.serving")
 
@@ -116,6 +117,7 @@ class ModelServer:
     def __serve_build_asgi_app__(self) -> HttpApp:
         self._app = _ModelApp(self._replica, self._metrics, self._follower, self._watch)
         lane.enter(self._app)
+        collector.settle()
         return self._app
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -175,6 +177,7 @@ class FrontServer:
             guard=self._watch.guard if self._watch else None,
         )
         lane.enter(app)
+        collector.settle()
         return app
 
     async def _not_ready(self) -> list[str]:

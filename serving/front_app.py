@@ -15,7 +15,7 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, NotReady, WrongMethod, shown
 from cluster.signature import Signature
 from serving.guard import Guard
-from serving.http import HttpApp, Request, Response, WhileConnected
+from serving.http import HttpApp, Request, Response
 from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
 from serving.protocol.openapi import openapi
@@ -71,7 +71,7 @@ class FrontApp(HttpApp):
                 "no such model is served", got=shown(name), allowed=", ".join(sorted(self._models))
             )
         body = await self.read_body(request)
-        with WhileConnected(request):
+        with self.while_connected(request):
             return await self._models[name](request, body)
 
     async def _server_metadata(self) -> Response:

@@ -18,20 +18,18 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import BadRequest, Overloaded, TandemError, TooLarge, TooSlow, shown
 from serving.guard import Guard
 from serving.protocol.failures import render_error
 from serving.protocol.requests import Headers
+from serving.waiting import ClientGone, InTime, Message, Overdue, Receive, WhileConnected
 
 logger = logging.getLogger("tandem.serving")
 
-Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_GRACE_S = 10.0
@@ -42,10 +40,6 @@ WATCH_AFTER_S = 0.1
 _PROBE = re.compile(r"/v2/(health/(live|ready)|models/[^/]+(/versions/[^/]+)?/ready)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SIZE = re.compile(rb"[0-9]{1,18}")
-
-
-class ClientGone(Exception):
-    """The client closed the connection; nobody is left to be answered."""
 
 
 @dataclass(slots=True)
@@ -116,6 +110,10 @@ class HttpApp:
         self._clock = clock
         self._guard = guard
         self._buffer_room_bytes = max_buffered_bytes or 4 * max_body_bytes
+        self._begun = Overdue(BODY_GRACE_S)
+        """Whose body is awaited."""
+        self._asked = Overdue(WATCH_AFTER_S)
+        """Whose answer is awaited."""
 
     async def respond(self, request: Request) -> Response:
         """Answer a request. What it raises becomes the answer, through `render_error`."""
@@ -162,14 +160,14 @@ class HttpApp:
         self._check_size(int(announced))
         started_s = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(started_s + BODY_GRACE_S) as limit:
+            with InTime(self._begun):
                 message = await request.receive()
-                body: bytes = message.get("body", b"")
-                if message["type"] == "http.request" and not message.get("more_body"):
-                    self._check_size(len(body))
-                    request.body_read = True
-                    return body
-                return await self._read_rest(request, message, limit, started_s)
+            body: bytes = message.get("body", b"")
+            if message["type"] == "http.request" and not message.get("more_body"):
+                self._check_size(len(body))
+                request.body_read = True
+                return body
+            return await self._read_rest(request, message, started_s)
         except TimeoutError:
             raise TooSlow(
                 "the body did not arrive in time",
@@ -177,27 +175,30 @@ class HttpApp:
                 fix="send it faster, or in smaller requests",
             ) from None
 
-    async def _read_rest(
-        self, request: Request, message: Message, limit: asyncio.Timeout, started_s: float
-    ) -> bytes:
+    def while_connected(self, request: Request) -> WhileConnected:
+        """`with …: await …` raises ClientGone there if the client goes away; its body must have been read."""
+        return WhileConnected(self._asked, request.receive)
+
+    async def _read_rest(self, request: Request, message: Message, started_s: float) -> bytes:
         chunks: list[bytes] = []
         held_bytes = 0
         try:
-            while True:
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                chunk: bytes = message.get("body", b"")
-                chunks.append(chunk)
-                held_bytes += len(chunk)
-                self._buffer_room_bytes -= len(chunk)
-                self._check_size(held_bytes)
-                if self._buffer_room_bytes < 0:
-                    raise Overloaded("too many large requests are arriving at once", retry_after_s=1)
-                if not message.get("more_body"):
-                    request.body_read = True
-                    return b"".join(chunks)
-                limit.reschedule(started_s + BODY_GRACE_S + held_bytes / BODY_MIN_BYTES_PER_S)
-                message = await request.receive()
+            async with asyncio.timeout_at(started_s + BODY_GRACE_S) as limit:
+                while True:
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk: bytes = message.get("body", b"")
+                    chunks.append(chunk)
+                    held_bytes += len(chunk)
+                    self._buffer_room_bytes -= len(chunk)
+                    self._check_size(held_bytes)
+                    if self._buffer_room_bytes < 0:
+                        raise Overloaded("too many large requests are arriving at once", retry_after_s=1)
+                    if not message.get("more_body"):
+                        request.body_read = True
+                        return b"".join(chunks)
+                    limit.reschedule(started_s + BODY_GRACE_S + held_bytes / BODY_MIN_BYTES_PER_S)
+                    message = await request.receive()
         finally:
             self._buffer_room_bytes += held_bytes
 
@@ -255,44 +256,6 @@ class HttpApp:
             elif status >= 500 and not error.retryable:
                 logger.error("request %s failed: %s", request.id, error)
             return Response(status, body, headers)
-
-
-class WhileConnected:
-    """`with WhileConnected(request): await …` raises ClientGone there if the client goes away.
-
-    The body must have been read. Watching takes a task of its own, so it begins only after
-    `WATCH_AFTER_S`; most requests are answered by then, and cost a timer.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self._receive = request.receive
-        self._watcher: asyncio.Task[None] | None = None
-        self._gone = False
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self._gone and self._task.uncancel() <= 0 and kind is asyncio.CancelledError:
-            raise ClientGone from None
-
-    def _begin(self) -> None:
-        self._watcher = asyncio.ensure_future(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self._task.cancel()
 
 
 def _is_probe(request: Request) -> bool:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serving.http import HttpApp, Receive, Scope, Send, request_id
+from serving.http import HttpApp, Scope, Send, request_id
+from serving.waiting import Receive
 
 _entered: list[tuple[HttpApp, asyncio.AbstractEventLoop]] = []
 

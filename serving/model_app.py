@@ -15,7 +15,7 @@ import orjson
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotFound, WrongMethod, shown
 from serving.guard import Guard
-from serving.http import HttpApp, Request, Response, WhileConnected
+from serving.http import HttpApp, Request, Response
 from serving.metrics import ReplicaMetrics
 from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
@@ -166,7 +166,7 @@ class ModelApp(HttpApp):
         terms = read_terms(request.headers, parsed.parameters)
         deadline_s = terms.deadline_s(now_s, self._slo_s)
         tried, asked_s = self._replica.tried, self._clock.monotonic_s()
-        with WhileConnected(request):
+        with self.while_connected(request):
             outputs = await self._replica.infer(loaded, parsed, deadline_s, terms.priority)
         if tried is not None:
             tried.side(loaded).answered(self._clock.monotonic_s() - asked_s)

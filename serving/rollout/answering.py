@@ -13,12 +13,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded, TandemError
-from serving.http import ClientGone, Request, Response
+from serving.http import Request, Response
 from serving.protocol.requests import Arrays
 from serving.replica import Loaded, Replica
 from serving.rollout.compare import rows_that_differ
 from serving.rollout.feedback import Feedback
 from serving.rollout.tried import Tried
+from serving.waiting import ClientGone
 
 logger = logging.getLogger("tandem.serving")
 

@@ -10,7 +10,7 @@ from cluster.keys import Keys, Limits
 from cluster.storage import memory_store
 from serving import http, lane
 from serving.guard import Guard
-from serving.http import HttpApp, Request, Response, WhileConnected, request_id
+from serving.http import HttpApp, Request, Response, request_id
 
 
 class Echo(HttpApp):
@@ -21,7 +21,7 @@ class Echo(HttpApp):
     async def respond(self, request: Request) -> Response:
         body = await self.read_body(request)
         if request.path == "/slow":
-            with WhileConnected(request):
+            with self.while_connected(request):
                 await asyncio.Event().wait()
         if request.path == "/fail":
             raise self.error
