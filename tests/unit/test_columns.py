@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from cluster import images
@@ -166,3 +168,22 @@ def test_the_model_gets_encoded_words_and_the_target() -> None:
     strict = Tensor(name="w", dtype="BYTES", shape=(-1,))
     with pytest.raises(BadInput, match="row 1 has no value for 'w'"):
         model_arrays(table, signature(strict), {"w": ("a", "b")}, facts(("m", "n")))
+
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+def whole_numbers(dtype: str) -> st.SearchStrategy[tuple[str, list[int]]]:
+    limits = np.iinfo(dtype)
+    any_of_them = st.integers(int(limits.min), int(limits.max)) | st.integers(0, 100)
+    return st.lists(any_of_them, min_size=1, max_size=20).map(lambda values: (dtype, values))
+
+
+@given(st.sampled_from(INTEGERS).flatmap(whole_numbers))
+@example(("int8", [-100, 45, 100]))
+def test_whole_number_labels_of_any_width_get_their_own_class(labelled: tuple[str, list[int]]) -> None:
+    """Also where the difference of two labels is more than their type holds."""
+    dtype, values = labelled
+    labels = tuple(str(value) for value in sorted(set(values)))
+    found = target_array(pa.table({"y": pa.array(values, pa.from_numpy_dtype(dtype))}), facts(labels))
+    assert [labels[place] for place in found] == [str(value) for value in values]

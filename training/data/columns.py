@@ -212,7 +212,9 @@ def _class_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> NDArray[
         if highest - lowest < _DENSE_LABELS:
             words = pa.array(range(lowest, highest + 1), column.type).cast(pa.large_string())
             of_value = pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False)
-            places = (values - values.dtype.type(lowest)).astype(np.intp)
+            # As many bits as an index has: eight don't hold the difference of any two numbers of eight.
+            wide = values if values.itemsize == 8 else values.astype(np.int64)
+            places = (wide - wide.dtype.type(lowest)).astype(np.intp)
             dense: NDArray[np.int64] = np.asarray(of_value, np.int64)[places]
             return dense
     # A string is made of each distinct value only, since that takes longer than all the rest.
