@@ -2,8 +2,13 @@
 
 import io
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +17,7 @@ from PIL import Image
 
 from cluster import images
 from cluster.signature import ImageEncoding
+from training.data import decoding
 from training.data.decoder import BadImage
 from training.data.decoding import Decoders, decode_here
 
@@ -83,3 +89,78 @@ def test_before_a_process_is_ready_files_are_decoded_here_and_closing_waits_for_
     decoders.decode(column(FILES), GREY, pixels)
     decoders.close()
     np.testing.assert_array_equal(pixels, PIXELS)
+
+
+def test_a_process_that_hangs_is_given_up_and_its_files_are_decoded_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "_ANSWERS_WITHIN_S", 0.2)
+    decoders = Decoders(1)
+    decoders.wait_until_ready()
+    os.kill(decoders.pids[0], signal.SIGSTOP)
+    for _ in range(2):
+        pixels = np.empty_like(PIXELS)
+        decoders.decode(column(FILES), GREY, pixels)
+        np.testing.assert_array_equal(pixels, PIXELS)
+    with pytest.raises(ProcessLookupError):  # killed and waited for, not left behind
+        os.kill(decoders.pids[0], 0)
+    decoders.close()
+
+
+def test_where_no_process_can_be_started_files_are_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = subprocess.Popen, []
+
+    def only_one(*args: Any, **options: Any) -> Any:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(real(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", only_one)
+    decoders = Decoders(3)
+    assert decoders.pids == [started[0].pid]
+    decoders.close()
+    started.clear()
+    started.append(None)
+    none = Decoders(3)
+    pixels = np.empty_like(PIXELS)
+    none.decode(column(FILES), GREY, pixels)
+    np.testing.assert_array_equal(pixels, PIXELS)
+    none.close()
+
+
+def test_a_folder_of_the_same_name_where_the_trainer_stands_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People call their own packages `training`, and run from the folder that holds them."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    decoders = Decoders(1)
+    decoders.wait_until_ready()
+    assert decoders._idle.qsize() == 1
+    decoders.close()
+
+
+TRAINER = """
+import sys
+from training.data.decoding import Decoders
+decoders = Decoders(2)
+decoders.wait_until_ready()
+print(*decoders.pids, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_when_the_trainer_is_killed_its_processes_end() -> None:
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout is not None
+    watched = [os.pidfd_open(int(pid)) for pid in trainer.stdout.readline().split()]
+    assert len(watched) == 2
+    trainer.kill()
+    trainer.communicate(timeout=10)
+    for process in watched:
+        assert select.select([process], [], [], 10)[0], "it outlived its trainer"
+        os.close(process)

@@ -6,7 +6,7 @@ processes of `training.data.decoder` and pixels come back, over a socket, straig
 memory: neither side holds the interpreter while bytes move.
 
 Which process decodes what has no say in the result. Processes start in the background; until one is
-ready, and whenever one is lost, the asking thread decodes for itself.
+ready, and whenever one is lost, hangs or can't be started, the asking thread decodes for itself.
 
 Tried and left out (per PNG of 28 x 28 and 700 bytes, on two cores): cv2.imdecode in two threads takes
 10.3 us, and two of these processes 11.3 to 12.5 us with Pillow alone, so 60 MB of a second decoder, which
@@ -21,6 +21,7 @@ import json
 import os
 import queue
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -46,6 +47,9 @@ from training.data.decoder import (
 _SOURCES = Path(__file__).resolve().parents[2]
 _BUFFER_BYTES = 1024 * 1024
 _ENDS_WITHIN_S = 10.0
+_ANSWERS_WITHIN_S = 60.0
+"""Or is stopped, or starved: a job is some dozens of small images, of a fraction of a millisecond each."""
+_TIMEVAL = struct.Struct("@ll")
 
 Decode = Callable[[pa.ChunkedArray, ImageEncoding, NDArray[np.uint8]], None]
 """Decodes a column of files, of large_binary, into uint8 [rows, height, width, channels].
@@ -70,7 +74,10 @@ class Decoders:
     def __init__(self, count: int) -> None:
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._started = [_Process() for _ in range(count)]
+        self._started: list[_Process] = []
+        with contextlib.suppress(OSError):  # no more processes, files or memory to be had
+            for _ in range(count):
+                self._started.append(_Process())
         self._waiting = [
             threading.Thread(target=self._admit, args=(process,), name="tandem-decoder", daemon=True)
             for process in self._started
@@ -97,8 +104,8 @@ class Decoders:
             return
         try:
             process.decode(files, encoding, pixels)
-        except (EOFError, OSError):  # it was killed, perhaps for want of memory
-            process.close()
+        except (EOFError, OSError):  # it was killed, perhaps for want of memory, or it hangs
+            process.close(0)
             decode_here(files, encoding, pixels)
             return
         except BaseException as error:
@@ -106,7 +113,7 @@ class Decoders:
             if isinstance(error, BadImage):
                 self._idle.put(process)
             else:
-                process.close()
+                process.close(0)
             raise
         self._idle.put(process)
 
@@ -126,17 +133,21 @@ class _Process:
     """One process and the line to it."""
 
     def __init__(self) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            for end in (self._line, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            path = os.pathsep.join(p for p in (str(_SOURCES), os.environ.get("PYTHONPATH")) if p)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "training.data.decoder"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+        with contextlib.ExitStack() as unless_started:
+            self._line, theirs = socket.socketpair()
+            unless_started.enter_context(self._line)
+            with theirs:
+                for end in (self._line, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+                path = os.pathsep.join(p for p in (str(_SOURCES), os.environ.get("PYTHONPATH")) if p)
+                self._process = subprocess.Popen(
+                    # -P: the folder where the trainer stands may hold a package called `training` too.
+                    [sys.executable, "-P", "-m", "training.data.decoder"],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+            unless_started.pop_all()
         self._closing = threading.Lock()
 
     @property
@@ -144,14 +155,24 @@ class _Process:
         return int(self._process.pid)
 
     def is_ready(self) -> bool:
-        """Wait for its first word; False if it ended instead."""
+        """Wait for its first word, however long it takes to start; False if it ended instead."""
         try:
-            return not any(received(self._line, ANSWER.size))
+            first = received(self._line, ANSWER.size)
+            # The kernel's own time-outs: Python's would ask, before each transfer, whether it may begin.
+            limit = _TIMEVAL.pack(int(_ANSWERS_WITHIN_S), int(_ANSWERS_WITHIN_S % 1 * 1e6))
+            for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._line.setsockopt(socket.SOL_SOCKET, side, limit)
         except (EOFError, OSError):
             return False
+        return not any(first)
 
     def decode(self, files: pa.ChunkedArray, encoding: ImageEncoding, pixels: NDArray[np.uint8]) -> None:
-        """One request and its answer. Raises: BadImage, or EOFError or OSError when the process is lost."""
+        """One request and its answer.
+
+        Raises:
+            BadImage: a file can't be decoded.
+            EOFError, OSError: the process is lost, or gave no sign of life for a minute.
+        """
         sizes, parts = _raw(files)
         size = sum(len(part) for part in parts)
         shape = encoding.height, encoding.width, encoding.channels
@@ -165,14 +186,14 @@ class _Process:
             raise BadImage(**json.loads(received(self._line, trouble_bytes)))
         receive_into(self._line, pixels.reshape(-1).data)
 
-    def close(self) -> None:
+    def close(self, ends_within_s: float = _ENDS_WITHIN_S) -> None:
         with self._closing:
             # Not only closed: a thread that reads from it must wake.
             with contextlib.suppress(OSError):
                 self._line.shutdown(socket.SHUT_RDWR)
             self._line.close()
             try:
-                self._process.wait(_ENDS_WITHIN_S)
+                self._process.wait(ends_within_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
