@@ -1,6 +1,7 @@
 """The disk cache: what is put is got back or is missing, within the limit, whoever is killed when."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -82,6 +83,40 @@ def test_a_file_of_another_size_is_dropped(tmp_path: Path, damage: str) -> None:
     assert cache.get("a") == table(1)
 
 
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    cache = RowGroupCache(tmp_path / "c", 10**6)
+    cache.put("a", table(1))
+    path = next((tmp_path / "c").glob("*.rows"))
+    whole = path.read_bytes()
+    for place in (len(whole) - 600, len(whole) // 2, 70):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert cache.get("a") is None
+        assert not path.exists()
+    cache.put("a", table(1))
+    assert cache.get("a") == table(1)
+
+
+def test_a_writer_that_is_stopped_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer may be stopped in the middle of a write; others go on without the cache."""
+    monkeypatch.setattr(cache_module, "_TURN_WITHIN_S", 0.05)
+    cache = RowGroupCache(tmp_path / "c", 10**6)
+    cache.put("before", table(0))
+    stopped = os.open(tmp_path / "c" / "lock", os.O_RDWR)
+    fcntl.flock(stopped, fcntl.LOCK_EX)
+    theirs = cache._path("a").with_suffix(".part")
+    theirs.write_bytes(b"half of what it was going to write")
+    cache.put("a", table(1))
+    assert theirs.exists()
+    assert cache.get("a") is None
+    assert cache.get("before") == table(0)
+    assert RowGroupCache.open(10**6, {"TANDEM_CACHE_DIR": str(tmp_path)}) is not None  # another folder
+    with pytest.raises(OSError, match="turn"):
+        RowGroupCache(tmp_path / "c", 10**6)
+    os.close(stopped)
+    RowGroupCache(tmp_path / "c", 10**6).put("a", table(1))
+    assert cache.get("a") == table(1)
+
+
 def test_another_boot_is_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "boot").write_text("one")
     monkeypatch.setattr(cache_module, "_BOOT_ID", tmp_path / "boot")
@@ -94,9 +129,9 @@ def test_a_full_disk_means_going_on_without(tmp_path: Path, monkeypatch: pytest.
     cache = RowGroupCache(tmp_path / "c", 10**6)
     cache.put("before", table(0))
 
-    def full(sink: pa.NativeFile, _: pa.Table) -> None:
-        if isinstance(sink, pa.OSFile):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path: Path, header: bytes, _: pa.Buffer) -> None:
+        path.write_bytes(header)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(cache_module, "_write", full)

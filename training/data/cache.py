@@ -4,8 +4,10 @@ One file for each row group and choice of columns: a header of 64 bytes, then th
 stream, uncompressed, so that reading it back costs no more than a copy. Several processes may share
 a folder, and any may be killed at any point:
 
-- a file is written under another name and renamed when it is complete; its header says how long it is;
-- writers take turns under a lock of the kernel's, which a killed process lets go of;
+- a file is written under another name and renamed when it is complete; its header says how long it is
+  and what its words add up to, so a file that was cut or changed on the disk is read from afar again;
+- writers take turns under a lock of the kernel's, which a killed process lets go of; for one that is
+  stopped the others don't wait long, they go on without writing;
 - the kernel's boot id is part of each name, because a file that was complete when the machine went
   down may not have reached the disk;
 - readers read, they don't map, so that a file that goes away meanwhile is an error and not a signal.
@@ -29,11 +31,17 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
+from cluster.clock import SYSTEM_CLOCK, Clock
+
 ENVIRONMENT = "TANDEM_CACHE_DIR"
-_MAGIC = b"TANDEM1\n"
-_HEADER = struct.Struct("<8sQ48x")
+_MAGIC = b"TANDEM2\n"
+_HEADER = struct.Struct("<8sQQ40x")
+"""Magic, size of the whole file in bytes, `_sum` of what follows the header."""
+_TURN_WITHIN_S = 5.0
+_TURN_EVERY_S = 0.01
 _SPARED_SHARE_OF_DISK = 0.02
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -49,13 +57,14 @@ class RowGroupCache:
         OSError: the folder can't be used.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, clock: Clock = SYSTEM_CLOCK) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise PermissionError(f"{folder} may be written to by others")
         self._folder = folder
         self._limit_bytes = limit_bytes
+        self._clock = clock
         self._boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
         self._full = False
         self.hits = 0
@@ -84,10 +93,11 @@ class RowGroupCache:
                 size = os.fstat(file.fileno()).st_size
                 data = pa.allocate_buffer(size)
                 read = file.readinto(memoryview(data))
-                if read != size or _HEADER.unpack_from(data) != (_MAGIC, size):
+                content = data.slice(_HEADER.size)
+                if read != size or _HEADER.unpack_from(data) != (_MAGIC, size, _sum(content)):
                     raise ValueError("not what was written")
                 os.utime(file.fileno())
-            table = pa.ipc.open_stream(data.slice(_HEADER.size)).read_all()
+            table = pa.ipc.open_stream(content).read_all()
         except FileNotFoundError:
             self.misses += 1
             return None
@@ -102,12 +112,10 @@ class RowGroupCache:
     def put(self, key: str, table: pa.Table) -> None:
         """Keep a table, if there is room."""
         path = self._path(key)
-        if self._full or path.exists():
+        if self._full or table.nbytes > self._limit_bytes or path.exists():
             return
-        measured = pa.MockOutputStream()
-        _write(measured, table)
-        size = _HEADER.size + measured.size()
-        part = path.with_suffix(".part")
+        content = _packed(table)
+        size = _HEADER.size + content.size
         try:
             with self._turn() as turn:
                 if path.exists():
@@ -115,24 +123,29 @@ class RowGroupCache:
                 if not self._make_room(turn, size):
                     self._full = True
                     return
-                with pa.OSFile(str(part), "wb") as sink:
-                    sink.write(_HEADER.pack(_MAGIC, size))
-                    _write(sink, table)
-                part.rename(path)
+                part = path.with_suffix(".part")
+                try:
+                    _write(part, _HEADER.pack(_MAGIC, size, _sum(content)), content)
+                    part.rename(path)
+                except OSError:
+                    part.unlink(missing_ok=True)
+                    raise
         except OSError:
             self._full = True
-            with contextlib.suppress(OSError):
-                part.unlink()
 
     def _path(self, key: str) -> Path:
         return self._folder / (hashlib.sha256(f"{self._boot}\n{key}".encode()).hexdigest() + ".rows")
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[int]:
-        """One writer at a time on this machine. Gives the lock file, which holds the total in bytes."""
+        """One writer at a time on this machine. Gives the lock file, which holds the total in bytes.
+
+        Raises:
+            OSError: the folder can't be used, or someone who doesn't end has the turn.
+        """
         lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take(lock, self._clock)
             yield lock
         finally:
             os.close(lock)
@@ -171,6 +184,34 @@ class RowGroupCache:
         return total
 
 
-def _write(sink: pa.NativeFile, table: pa.Table) -> None:
+def _take(lock: int, clock: Clock) -> None:
+    until_s = clock.monotonic_s() + _TURN_WITHIN_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if clock.monotonic_s() >= until_s:
+                raise TimeoutError("another writer keeps the turn; it may be stopped") from None
+        clock.sleep(_TURN_EVERY_S)
+
+
+def _packed(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
+    return sink.getvalue()
+
+
+def _write(path: Path, header: bytes, content: pa.Buffer) -> None:
+    with pa.OSFile(str(path), "wb") as sink:
+        sink.write(header)
+        sink.write(content)
+
+
+def _sum(content: pa.Buffer) -> int:
+    """Its words added up, modulo 2**64: any one changed bit changes it, at the speed of memory."""
+    words, rest = divmod(content.size, 8)
+    numbers = np.frombuffer(content, "<u8", words) if words else np.empty(0, np.uint64)
+    tail = int.from_bytes(memoryview(content)[content.size - rest :], "little")
+    return (int(np.add.reduce(numbers, dtype=np.uint64)) + tail) % 2**64
