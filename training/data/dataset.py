@@ -26,7 +26,8 @@ from pyarrow import fs
 from cluster.errors import BadInput, StorageError
 from cluster.storage import Location, arrow_filesystem
 from training.data.cache import RowGroupCache
-from training.data.parquet import DataFile, find_files, open_file, read_footers, read_group
+from training.data.footers import DataFile, find_files, read_footers
+from training.data.parquet import open_file, read_group
 from training.data.patience import IMPATIENT, Patience
 from training.data.plan import Plan
 from training.data.record import read_record

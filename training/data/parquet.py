@@ -1,23 +1,15 @@
-"""Parquet files below a URI: finding them, reading their footers safely, reading row groups.
+"""Reading row groups of Parquet files whose footers were read (`training.data.footers`).
 
-Only plain columns are taken: numbers, booleans, strings and bytes. The reason is safety as much as
-simplicity: a Parquet file can carry a pickled Arrow extension type in its footer, which Arrow hands
-to whatever library has registered the type, as soon as the schema is looked at. So a footer is
-fetched as bytes and searched for extension types before pyarrow parses it.
-
-Strings and bytes are widened to their `large_` types, and dictionaries are resolved, so that files
-written by different tools agree and tables of any size can be joined.
+Whatever goes wrong is told apart: a store that fails, bytes that aren't what was written, a file that
+was changed since its footer was read, and text that isn't text.
 
 Knows nothing of rows' order, statistics or tasks.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import io
 from typing import Any
 
 import pyarrow as pa
@@ -25,104 +17,31 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pyarrow import types as pat
 
-from cluster.errors import BadInput, Damaged, NotFound, StorageError, shown
-from training.data.patience import Patience
-
-SUFFIXES = (".parquet", ".pq")
-_TAIL_BYTES = 64 * 1024
-_MAX_FOOTER_BYTES = 256 * 1024 * 1024
-_PARALLEL_FOOTERS = 16
-_TORN_PAGE = "CRC checksum verification failed"
-"""How Arrow says it, in an OSError."""
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file. `name` is its path below the dataset; `digest` is of its footer."""
-
-    path: str
-    name: str
-    size_bytes: int
-    digest: str
-    metadata: Any  # pyarrow.parquet.FileMetaData
-    schema: Any  # pyarrow.Schema, as `read_group` gives it
-
-
-def find_files(filesystem: fs.FileSystem, root: str, uri: str) -> list[tuple[str, str, int]]:
-    """(path, name below `root`, size in bytes) of each Parquet file, sorted by name.
-
-    Names that begin with '.' or '_' are passed over at any depth, and so is whatever isn't called
-    `.parquet` or `.pq`. A `root` that is a file is taken whatever its name.
-
-    Raises:
-        NotFound: there is nothing at `root`.
-        BadInput: there is no Parquet file below it.
-        StorageError: the store can't be read.
-    """
-    try:
-        found = filesystem.get_file_info(root)
-        if found.type == fs.FileType.File:
-            return [(root, root.rsplit("/", 1)[-1], found.size)]
-        inside = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise _unreadable(f"listing {uri}", error) from None
-    if found.type == fs.FileType.NotFound and not inside:
-        raise NotFound(
-            "there is no dataset here",
-            got=uri,
-            allowed="a folder of Parquet files, or one Parquet file",
-            fix="check the path, or make the dataset with `tandem data import`",
-        )
-    files = [(i.path, i.path[len(root) :].lstrip("/"), i.size) for i in inside if i.type == fs.FileType.File]
-    taken = [
-        file
-        for file in files
-        if file[1].lower().endswith(SUFFIXES) and not any(p[0] in "._" for p in file[1].split("/"))
-    ]
-    if not taken:
-        others = ", ".join(name for _, name, _ in files[:3])
-        raise BadInput(
-            "the dataset has no Parquet file",
-            got=f"{uri} with {len(files)} files" + (f", such as {shown(others)}" if others else ""),
-            allowed="files called .parquet or .pq, whose path has no part that begins with '.' or '_'",
-            fix="make Parquet from CSV or images with `tandem data import`",
-        )
-    return sorted(taken, key=lambda file: file[1])
-
-
-def read_footers(
-    filesystem: fs.FileSystem, files: list[tuple[str, str, int]], patience: Patience
-) -> list[DataFile]:
-    """The files with their footers, read in parallel, checked to have the same columns.
-
-    Raises:
-        BadInput: not Parquet, a column of a type that isn't taken, or columns that differ.
-        StorageError: the store can't be read.
-    """
-    with ThreadPoolExecutor(min(_PARALLEL_FOOTERS, len(files)), "tandem-footers") as pool:
-        read = list(pool.map(lambda file: patience.read(lambda: _read_footer(filesystem, *file)), files))
-    for other in read[1:]:
-        _check_same_columns(read[0], other)
-    return read
+from cluster.errors import BadInput, Damaged, shown
+from training.data.footers import DataFile, etag_of, footer_bytes, read_at, unreadable
 
 
 def open_file(filesystem: fs.FileSystem, file: DataFile) -> pa.NativeFile:
     """The file, open for `read_group`.
 
     Raises:
-        Damaged: its size is no longer what it was.
+        Damaged: it is no longer the file whose footer was read.
         StorageError: it can't be opened.
     """
     try:
         source = filesystem.open_input_file(file.path)
-        size = source.size()
+        size, etag = source.size(), etag_of(source)
+        # A disk gives contents no name of their own, but reading a footer again costs nothing there.
+        known = bool(etag) or size != file.size_bytes
+        footer = b"" if known else footer_bytes(source, size) or b""
     except OSError as error:
-        raise _unreadable(f"opening '{file.name}'", error) from None
-    if size != file.size_bytes:
+        raise unreadable(f"opening '{file.name}'", error) from None
+    same = etag == file.etag if known else hashlib.sha256(footer).hexdigest() == file.digest
+    if size != file.size_bytes or not same:
         raise Damaged(
             f"'{file.name}' was changed while in use",
-            got=f"{size} bytes",
-            allowed=f"{file.size_bytes} bytes, as when the dataset was opened",
+            got=f"{size} bytes" if size != file.size_bytes else "other contents of the same size",
+            allowed=f"the {file.size_bytes} bytes that were there when the dataset was opened",
             fix="write new data under new names; start again from the dataset as it is now",
         )
     return source
@@ -132,155 +51,115 @@ def read_group(source: pa.NativeFile, file: DataFile, group: int, columns: list[
     """Some columns of one row group, in the order asked for. Several threads may share `source`.
 
     Raises:
+        BadInput: text that isn't UTF-8; names the row.
         StorageError: it can't be read; `Damaged` if the bytes make no sense, or a page differs from the
             checksum that it was written with. Files without checksums are taken as they are.
     """
     try:
-        reader = pq.ParquetFile(
-            source, metadata=file.metadata, pre_buffer=True, page_checksum_verification=True
-        )
-        table = reader.read_row_group(group, columns=columns, use_threads=False)
-        return table.select(columns).cast(pa.schema([file.schema.field(name) for name in columns]))
+        table = _decoded(source, file, group, columns)
     except pa.ArrowException as error:
-        raise Damaged(
-            f"row group {group} of '{file.name}' can't be decoded",
-            got=shown(str(error)),
-            allowed="valid Parquet",
-            fix="write the file anew",
-        ) from None
-    except OSError as error:
-        if _TORN_PAGE in str(error):
-            raise Damaged(
-                f"row group {group} of '{file.name}' isn't what was written",
-                got=shown(str(error)),
-                allowed="pages that agree with their checksums",
-                fix="write the file anew, or restore it; check the disk that it was on",
-            ) from None
-        raise _unreadable(f"reading row group {group} of '{file.name}'", error) from None
+        raise _damaged(file, group, error) from None
+    except OSError:
+        table = _read_apart(source, file, group, columns)
+    rows = file.metadata.row_group(group).num_rows
+    if table.num_rows != rows:
+        raise _damaged(file, group, ValueError(f"{table.num_rows} rows of {rows}"))
+    _check_text(table, file, group)
+    return table
 
 
-def _read_footer(filesystem: fs.FileSystem, path: str, name: str, size_bytes: int) -> DataFile:
+def _decoded(source: Any, file: DataFile, group: int, columns: list[str]) -> pa.Table:
+    reader = pq.ParquetFile(source, metadata=file.metadata, pre_buffer=True, page_checksum_verification=True)
+    table = reader.read_row_group(group, columns=columns, use_threads=False)
+    return table.select(columns).cast(pa.schema([file.schema.field(name) for name in columns]))
+
+
+def _read_apart(source: pa.NativeFile, file: DataFile, group: int, columns: list[str]) -> pa.Table:
+    """Read first, decode then: Arrow reports bytes that can't be decoded as it does a store that fails."""
     try:
-        with filesystem.open_input_file(path) as source:
-            footer = _footer_bytes(lambda size, offset: _read_at(source, size, offset), size_bytes)
+        piece = _fetched(source, file, group)
     except OSError as error:
-        raise _unreadable(f"reading the footer of '{name}'", error) from None
-    if footer is None:
-        raise _not_parquet(name, f"{size_bytes} bytes that don't end in a Parquet footer")
-    if any(form in footer for form in _EXTENSION_MARKS):
-        raise BadInput(
-            f"'{name}' has a column of an Arrow extension type",
-            got="an extension type, which may carry code to run",
-            allowed=_TAKEN,
-            fix="write the column as plain bytes, numbers or strings",
-        )
+        raise unreadable(f"reading row group {group} of '{file.name}'", error) from None
     try:
-        reader = pq.ParquetFile(pa.BufferReader(footer))
-        schema = pa.schema([_plain_field(field, name) for field in reader.schema_arrow])
+        return _decoded(pa.PythonFile(piece, mode="r"), file, group, columns)
     except (pa.ArrowException, OSError) as error:
-        raise _not_parquet(name, str(error)) from None
-    repeated = {column for column in schema.names if schema.names.count(column) > 1}
-    if repeated:
-        raise BadInput(
-            f"'{name}' has two columns of one name",
-            got=", ".join(sorted(repeated)),
-            allowed="column names that differ",
-            fix="rename one of them",
-        )
-    return DataFile(path, name, size_bytes, hashlib.sha256(footer).hexdigest(), reader.metadata, schema)
+        raise _damaged(file, group, error) from None
 
 
-def _read_at(source: pa.NativeFile, size: int, offset: int) -> bytes:
-    data = bytes(source.read_at(size, offset))
-    if len(data) != size:
-        raise OSError(f"{len(data)} bytes came of {size}")
-    return data
+def _fetched(source: pa.NativeFile, file: DataFile, group: int) -> _Piece:
+    """The bytes of a row group's columns."""
+    found = file.metadata.row_group(group)
+    columns = [found.column(number) for number in range(found.num_columns)]
+    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    start, end = min(starts), min(max(ends), file.size_bytes)
+    return _Piece(read_at(source, end - start, start), start, file.size_bytes)
 
 
-def _footer_bytes(read_at: Callable[[int, int], bytes], size_bytes: int) -> bytes | None:
-    """The footer with its length and magic, in one request if it is small; None if there is none."""
-    tail = read_at(min(_TAIL_BYTES, size_bytes), max(0, size_bytes - _TAIL_BYTES))
-    if len(tail) < 12 or tail[-4:] != b"PAR1":
-        return None
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if length + 4 > size_bytes or length > _MAX_FOOTER_BYTES:
-        return None
-    return tail[-length:] if length <= len(tail) else read_at(length, size_bytes - length)
+class _Piece(io.RawIOBase):
+    """A part of a file, in memory, at its place in the file; around it there is nothing to be read."""
+
+    def __init__(self, data: bytes, offset: int, size_bytes: int) -> None:
+        super().__init__()
+        self._data = data
+        self._offset = offset
+        self._size_bytes = size_bytes
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size_bytes}[whence]
+        self._place = base + place
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        first = self._place - self._offset
+        last = len(self._data) if size < 0 else first + size
+        found = self._data[first:last] if first >= 0 else b""
+        self._place += len(found)
+        return found
 
 
-def _base64_forms(word: bytes) -> list[bytes]:
-    """What `word` looks like within a base64 text, at each of the three alignments it can have."""
-    forms = []
-    for shift in range(3):
-        text = base64.b64encode(b"\0" * shift + word)
-        # Drop the characters that also hold bits of what stands before or after.
-        first = -(-shift * 8 // 6)
-        last = (shift + len(word)) * 8 // 6
-        forms.append(text[first:last])
-    return forms
+def _check_text(table: pa.Table, file: DataFile, group: int) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pat.is_large_string(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid:
+                raise _not_text(column, name, file, group) from None
 
 
-# The Arrow schema stands in the footer as base64 of a flatbuffer; a plain mark is looked for as well.
-_EXTENSION_MARKS = [*_base64_forms(b"ARROW:extension:name"), b"ARROW:extension:name"]
-_TAKEN = "columns of integers, floats, booleans, strings or bytes"
-
-
-def _plain_field(field: pa.Field, name: str) -> pa.Field:
-    kind = field.type
-    if pat.is_dictionary(kind):
-        kind = kind.value_type
-    if pat.is_string(kind) or pat.is_large_string(kind):
-        return pa.field(field.name, pa.large_string())
-    if pat.is_binary(kind) or pat.is_large_binary(kind):
-        return pa.field(field.name, pa.large_binary())
-    if pat.is_integer(kind) or pat.is_floating(kind) or pat.is_boolean(kind):
-        return pa.field(field.name, kind)
-    raise BadInput(
-        f"column '{field.name}' of '{name}' has a type that isn't taken",
-        got=shown(str(field.type)),
-        allowed=_TAKEN,
-        fix=_fix_for(kind),
-    )
-
-
-def _fix_for(kind: pa.DataType) -> str:
-    if pat.is_temporal(kind):
-        return "store times as numbers, such as seconds since 1970 in float64"
-    if pat.is_decimal(kind):
-        return "store it as float64, or as an int64 of the smallest unit"
-    if pat.is_null(kind):
-        return "drop the column: it holds nothing"
-    if pat.is_nested(kind):
-        return "store each field as a column of its own; an image as a binary column of its file's bytes"
-    return "convert or drop the column"
-
-
-def _check_same_columns(first: DataFile, other: DataFile) -> None:
-    ours = {field.name: field.type for field in first.schema}
-    theirs = {field.name: field.type for field in other.schema}
-    for column in sorted(ours.keys() | theirs.keys()):
-        if ours.get(column) != theirs.get(column):
-            raise BadInput(
-                f"column '{column}' of '{other.name}' is not what it is in '{first.name}'",
-                got=f"{theirs.get(column, 'no such column')} against {ours.get(column, 'no such column')}",
-                allowed="the same columns, of the same types, in every file",
-                fix=f"write '{other.name}' anew, or move it out of the dataset",
-            )
-
-
-def _not_parquet(name: str, got: str) -> BadInput:
+def _not_text(column: pa.ChunkedArray, name: str, file: DataFile, group: int) -> BadInput:
+    values = [value or b"" for value in column.cast(pa.large_binary()).to_pylist()]
+    row = next(row for row, value in enumerate(values) if not _is_text(value))
     return BadInput(
-        f"'{name}' is not a Parquet file",
-        got=shown(got),
-        allowed="Parquet, not encrypted",
-        fix="write the file anew, or move it out of the dataset",
+        f"row {row} of row group {group} of '{file.name}' has no text in column '{name}'",
+        got=shown(values[row]),
+        allowed="strings in UTF-8",
+        fix="convert the column where it is made, or store it as bytes",
     )
 
 
-def _unreadable(doing: str, error: Exception) -> StorageError:
-    return StorageError(
-        f"{doing} failed",
-        got=shown(str(error).split("\n", 1)[0]),
-        allowed="a store that these credentials may list and read",
-        fix="check the credentials, the endpoint and the network, then try again",
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _damaged(file: DataFile, group: int, error: Exception) -> Damaged:
+    return Damaged(
+        f"row group {group} of '{file.name}' isn't what was written",
+        got=shown(str(error)),
+        allowed="valid Parquet, whose pages agree with their checksums where they have any",
+        fix="write the file anew, or restore it; check the disk that it was on",
     )
