@@ -79,7 +79,7 @@ class ModelServer:
         store = open_store(whole.store)
         loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics(model)
-        self._watch = await asyncio.to_thread(_watch_keys, whole, loop, _count_replicas)
+        self._watch = await asyncio.to_thread(watch_keys, whole, loop, _count_replicas)
         self._replica = Replica(served, store, self._metrics, _node_cache(whole))
 
         def failed(version: Version | None, error: Exception) -> None:
@@ -164,7 +164,7 @@ class FrontServer:
     async def __init__(self, service: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         self._service = Service.model_validate(service)
         loop = asyncio.get_running_loop()
-        self._watch = await asyncio.to_thread(_watch_keys, self._service, loop, None)
+        self._watch = await asyncio.to_thread(watch_keys, self._service, loop, None)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         service = self._service
@@ -216,7 +216,7 @@ async def _snapshot(step: Tried[Loaded]) -> Evidence:
     return step.snapshot()
 
 
-def _watch_keys(
+def watch_keys(
     service: Service, loop: asyncio.AbstractEventLoop, replicas: Callable[[], int] | None
 ) -> KeyWatch | None:
     """The door of a service that asks for keys. Blocks while it reads the store."""

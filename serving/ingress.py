@@ -71,7 +71,7 @@ def free_ports(count: int) -> int:
     raise OSError(f"no {count} consecutive free ports between {FIRST_PORT} and {LAST_PORT}")
 
 
-def describe_exposure(host: str, env: Mapping[str, str]) -> str:
+def describe_exposure(host: str, env: Mapping[str, str], *, grpc: bool = False) -> str:
     """What listens beyond this machine, for people to read at the start.
 
     Read from the settings, not from the sockets: were a later Ray to write HAProxy's configuration in
@@ -82,7 +82,7 @@ def describe_exposure(host: str, env: Mapping[str, str]) -> str:
         "each replica's internal gRPC port, which Ray binds to every interface and guards with its token"
     ]
     if host not in ("127.0.0.1", "::1", "localhost"):
-        beyond.append(f"HTTP and the replicas on {host}")
+        beyond.append(f"HTTP, {'gRPC ' if grpc else ''}and the replicas on {host}")
     if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and "RAY_SERVE_HAPROXY_BINARY_PATH" not in env:
         metrics = env.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
         statistics = env.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404")

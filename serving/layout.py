@@ -19,7 +19,8 @@ class Application(NamedTuple):
     """One Serve application, in the words of `serveConfigV2`."""
 
     name: str
-    route_prefix: str
+    route_prefix: str | None
+    """None: it isn't reached over HTTP."""
     args: dict[str, Any]
     import_path: str = IMPORT_PATH
 
@@ -38,6 +39,18 @@ def applications(service: Service) -> list[Application]:
         for served in service.models
     ]
     return [*models, Application(service.name, "/", {"service": written})]
+
+
+def grpc_application(service: Service, *, address: str, ingress: str, node_id: str | None) -> Application:
+    """The gateway that answers gRPC at `address` (`HOST:PORT`) by asking the HTTP ingress at `ingress`."""
+    args = {
+        "service": service.model_dump(mode="json"),
+        "address": address,
+        "ingress": ingress,
+        "node_id": node_id,
+    }
+    # Not the name of a model's application: no model's name begins with a dot.
+    return Application(f"{service.name}--.grpc", None, args, "serving.grpc.app:build")
 
 
 def app_name(service: Service, served: ServedModel) -> str:

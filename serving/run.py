@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from cluster.local import LocalRay
 from cluster.registry import Registry
 from cluster.storage import Deadlines, open_store
 from serving.ingress import describe_exposure, free_port, ingress_env
-from serving.layout import applications
+from serving.layout import Application, applications, grpc_application
 from serving.service import Service
 
 READY_DEADLINE_S = 120.0
@@ -45,6 +46,7 @@ def run_service(
     address: str | None,
     host: str = LOOPBACK,
     port: int = 0,
+    grpc_port: int | None = None,
     haproxy: bool = True,
     json_output: bool = False,
     ready_deadline_s: float = READY_DEADLINE_S,
@@ -56,6 +58,7 @@ def run_service(
         address: a Ray to use, which must have been started with `serving.ingress.ingress_env`; None for one
             of our own on this machine.
         port: 0 for a free one.
+        grpc_port: where gRPC is answered; 0 for a free one, None for nowhere.
         haproxy: HAProxy as the ingress, rather than Serve's own proxy; for a Ray of our own only.
         json_output: print one line of JSON, rather than words, when ready.
 
@@ -77,14 +80,17 @@ def run_service(
             env = ingress_env(haproxy=haproxy, loopback=host == LOOPBACK)
             local = LocalRay.start(num_cpus=cpus, env=env, purpose=f"serve {service.name}")
             stack.callback(local.stop)
-            print(f"listens beyond this machine: {describe_exposure(host, env)}", file=sys.stderr)  # noqa: T201
+            exposure = describe_exposure(host, env, grpc=grpc_port is not None)
+            print(f"listens beyond this machine: {exposure}", file=sys.stderr)  # noqa: T201
         port = port or free_port()
         url = f"http://{_reachable(host)}:{port}"
-        stack.enter_context(_serving(service, address, local, host, port))
+        grpc_port = grpc_port if grpc_port != 0 else free_port()
+        wanted = stack.enter_context(_serving(service, address, local, host, port, grpc_port))
         stopping.listen()  # again: whoever connects to Ray or starts Serve may have put handlers of its own
-        if not _await_ready(service, url, stopping, clock.monotonic_s() + ready_deadline_s, clock):
+        if not _await_ready(service, wanted, url, stopping, clock.monotonic_s() + ready_deadline_s, clock):
             return 0
-        _announce(url, models, json_output)
+        grpc_url = f"{_reachable(host)}:{grpc_port}" if grpc_port else None
+        _announce(url, grpc_url, models, json_output)
         stopping.wait()
     return 0
 
@@ -151,15 +157,13 @@ class _Stop:
 
 @contextlib.contextmanager
 def _serving(
-    service: Service, address: str | None, local: LocalRay | None, host: str, port: int
-) -> Iterator[None]:
+    service: Service, address: str | None, local: LocalRay | None, host: str, port: int, grpc_port: int | None
+) -> Iterator[list[Application]]:
     """The service's applications, deployed and, at the end, drained."""
     with connect(address, namespace="serve", local=local):
         from ray import serve
         from ray.serve.config import HTTPOptions
         from ray.serve.schema import LoggingConfig
-
-        from serving.app import build
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what it says at a start alarms for nothing
         serve.start(
@@ -168,26 +172,53 @@ def _serving(
             logging_config=LoggingConfig(enable_access_log=False),
         )
         wanted = applications(service)
-        targets = [serve.RunTarget(build(a.args), name=a.name, route_prefix=a.route_prefix) for a in wanted]
+        if grpc_port:
+            wanted.append(_gateway(service, host, port, grpc_port))
+        targets = [serve.RunTarget(_build(a), name=a.name, route_prefix=a.route_prefix) for a in wanted]
         serve.run_many(targets, wait_for_applications_running=False)
         try:
-            yield
+            yield wanted
         finally:
-            _drain([application.name for application in wanted])
+            _drain([application.name for application in wanted], len(service.models))
 
 
-def _drain(names: Sequence[str]) -> None:
+def _gateway(service: Service, host: str, port: int, grpc_port: int) -> Application:
+    """The gRPC gateway, on this node: here people were told to find it, and here is an ingress."""
+    import ray
+
+    return grpc_application(
+        service,
+        address=f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}",
+        ingress=f"http://{_reachable(host)}:{port}",
+        node_id=ray.get_runtime_context().get_node_id(),
+    )
+
+
+def _build(application: Application) -> Any:
+    module, _, name = application.import_path.partition(":")
+    return getattr(import_module(module), name)(application.args)
+
+
+def _drain(names: Sequence[str], models_count: int) -> None:
     from ray import serve
 
-    *models, front = names
-    # The front first: what it passes on still finds its models.
-    serve.delete(front)
+    models, doors = names[:models_count], names[models_count:]
+    # The front and the gateway first: what they pass on still finds its models.
+    for door in reversed(doors):
+        serve.delete(door)
     with ThreadPoolExecutor(max(1, len(models))) as pool:
         list(pool.map(serve.delete, models))
     serve.shutdown()
 
 
-def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float, clock: Clock) -> bool:
+def _await_ready(
+    service: Service,
+    wanted: Sequence[Application],
+    url: str,
+    stopping: _Stop,
+    deadline_s: float,
+    clock: Clock,
+) -> bool:
     """Wait until every model answers over HTTP; False where we are asked to stop before that.
 
     Raises:
@@ -199,7 +230,7 @@ def _await_ready(service: Service, url: str, stopping: _Stop, deadline_s: float,
     while True:
         waiting = [one for one in waiting if not _answers(one)]
         # A question to a model that rests would wake it, so then Serve is asked instead.
-        if not waiting and _all_routed(service, url):
+        if not waiting and _all_routed(wanted, url):
             return True
         if stopping.asked:
             return False
@@ -227,15 +258,16 @@ def _raise_if_failed() -> None:
             )
 
 
-def _all_routed(service: Service, url: str) -> bool:
+def _all_routed(wanted: Sequence[Application], url: str) -> bool:
     """Whether every application runs and the ingress knows the way to it."""
     from ray import serve
 
-    wanted = {application.name for application in applications(service)}
+    names = {application.name for application in wanted}
+    reached = {application.name for application in wanted if application.route_prefix}
     found = serve.status().applications
     running = {name for name, status in found.items() if status.status == "RUNNING"}
     routes = _read(f"{url}/-/routes")
-    return wanted <= running and routes is not None and wanted <= set(json.loads(routes).values())
+    return names <= running and routes is not None and reached <= set(json.loads(routes).values())
 
 
 def _answers(url: str) -> bool:
@@ -252,12 +284,13 @@ def _read(url: str) -> bytes | None:
         return None
 
 
-def _announce(url: str, models: list[dict[str, Any]], json_output: bool) -> None:
+def _announce(url: str, grpc_url: str | None, models: list[dict[str, Any]], json_output: bool) -> None:
     if json_output:
-        line = json.dumps({"url": url, "pid": os.getpid(), "models": models})
+        line = json.dumps({"url": url, "grpc_url": grpc_url, "pid": os.getpid(), "models": models})
     else:
         names = ", ".join(f"{m['model']}@{m['alias']} (version {m['version']})" for m in models)
-        line = f"{names} at {url}; stop with Ctrl-C"
+        grpc = f" and by gRPC at {grpc_url}" if grpc_url else ""
+        line = f"{names} at {url}{grpc}; stop with Ctrl-C"
     print(line, flush=True)  # noqa: T201 - the command's output
 
 

@@ -32,6 +32,7 @@ class ServiceProcess:
     url: str
     models: list[dict[str, Any]]
     mark: str
+    grpc_url: str | None = None
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, trust_env=False, timeout=30, **options)
@@ -72,7 +73,7 @@ def serving(service: dict[str, Any], folder: Path, *options: str) -> Iterator[Se
                 log.seek(0)
                 raise AssertionError(f"not ready in {READY_WITHIN_S} s:\n{log.read()[-4000:]}")
             ready = json.loads(line)
-            yield ServiceProcess(process, ready["url"], ready["models"], mark)
+            yield ServiceProcess(process, ready["url"], ready["models"], mark, ready["grpc_url"])
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -19,18 +19,30 @@ def serve(
     overrides: OverridesArgument = None,
     store: StoreOption = DEFAULT_STORE,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Answer gRPC there too; 0 picks a free port.", show_default="no gRPC"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     address: AddressOption = None,
     haproxy: Annotated[bool, typer.Option(help="HAProxy as the ingress, or Ray Serve's own proxy.")] = True,
     json_output: JsonOption = False,
 ) -> None:
-    """Serve models over HTTP until SIGTERM or Ctrl-C, then drain."""
+    """Serve models over HTTP, and gRPC if asked, until SIGTERM or Ctrl-C, then drain."""
     from serving.run import run_service
 
     service = _service(what, overrides or [], store)
     with ends_with_its_ray():
         code = run_service(
-            service, address=address, host=host, port=port, haproxy=haproxy, json_output=json_output
+            service,
+            address=address,
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            haproxy=haproxy,
+            json_output=json_output,
         )
     raise typer.Exit(code)
 

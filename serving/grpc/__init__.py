@@ -1,0 +1,1 @@
+"""The Open Inference Protocol over gRPC: a gateway that turns it into the same protocol over HTTP."""
