@@ -24,7 +24,7 @@ from onnx_ir.passes.common import InlinePass
 
 from cluster.errors import BadInput, TandemError, shown
 from cluster.signature import Signature, Tensor
-from training.data.columns import encode_words
+from training.data.words import encode_words
 from training.parity import check_parity, check_type
 from training.servable import GRAPH_FILE, SIGNATURE_FILE, Servable
 from training.task import Arrays, Task

@@ -13,7 +13,8 @@ from PIL import Image
 from cluster import images
 from cluster.errors import BadInput
 from cluster.signature import ImageEncoding, Signature, Tensor
-from training.data.columns import encode_words, input_arrays, model_arrays, target_array
+from training.data.columns import input_arrays, model_arrays, target_array
+from training.data.words import encode_words
 from training.facts import ColumnFacts, DatasetFacts
 from training.task import TARGET
 

@@ -18,7 +18,7 @@ import training.export
 from cluster.config import Frozen
 from cluster.errors import BadInput, TandemError
 from cluster.signature import Signature, Tensor
-from training.data.columns import encode_words
+from training.data.words import encode_words
 from training.export import OPSET, export
 from training.parity import TOLERANCE, check_parity, relative_difference
 from training.servable import Servable

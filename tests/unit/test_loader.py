@@ -20,7 +20,7 @@ from cluster import images
 from cluster.errors import BadInput, StorageError
 from cluster.signature import ImageEncoding, Signature, Tensor
 from training.data import dataset as dataset_module
-from training.data import loader
+from training.data import pixels
 from training.data.dataset import Dataset
 from training.data.loader import HostBatch, Loader
 from training.data.plan import Plan
@@ -262,12 +262,12 @@ def test_a_bad_row_surfaces_at_its_batch_with_its_number(tmp_path: Path) -> None
 
 def test_processes_that_decode_change_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     here = run(dataset, epochs=2)
-    monkeypatch.setattr(loader, "_DECODERS_PAY_FROM_ROWS", 0)
-    monkeypatch.setattr(loader, "_SMALL_IMAGES_PER_JOB", 3)
+    monkeypatch.setattr(pixels, "_DECODERS_PAY_FROM_ROWS", 0)
+    monkeypatch.setattr(pixels, "_SMALL_IMAGES_PER_JOB", 3)
     task = Table(dataset.facts("label"), NoOptions())
     options = {"global_batch_size": 16, "rank": 0, "world_size": 1, "cursor": 0, "epochs": 2}
     with Loader(dataset, plan_of(dataset), task, **options) as batches:
-        processes = batches._processes
+        processes = batches._pixels.processes
         assert processes is not None
         processes.wait_until_ready()
         elsewhere = list(batches)

@@ -16,7 +16,7 @@ Knows nothing of files, batches' order or devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -27,24 +27,11 @@ from pyarrow import types as pat
 
 from cluster.errors import BadInput, shown
 from cluster.signature import NUMPY_DTYPES, Signature, Tensor
-from training.data.decoder import BadImage
-from training.data.decoding import Decode, decode_here
+from training.data.pictures import decoded_images
+from training.data.rows import BadRow, RowIds, column_of, holds_bytes, row_number
+from training.data.words import class_indices, word_indices
 from training.facts import DatasetFacts
 from training.task import TARGET, Arrays
-
-RowIds = NDArray[np.int64]
-IMAGES_PER_JOB = 32
-SMALL_IMAGE_BYTES = 8 * 1024
-"""Below this mean size of file, threads lose more by handing the interpreter around than they gain."""
-_DENSE_LABELS = 4096
-
-
-class BadRow(BadInput):
-    """What is wrong with one row. `row`: its number, as the caller numbers rows."""
-
-    def __init__(self, failed: str, row: int = 0, **parts: str) -> None:
-        super().__init__(failed, **parts)
-        self.row = row
 
 
 def input_arrays(
@@ -68,10 +55,10 @@ def input_array(
     table: pa.Table, tensor: Tensor, *, pool: Executor | None = None, row_ids: RowIds | None = None
 ) -> NDArray[Any]:
     """One raw input; arguments and errors as for `input_arrays`."""
-    column = _column(table, tensor.name)
+    column = column_of(table, tensor.name)
     if tensor.encoding is not None:
-        return _images(table, tensor, pool, row_ids)
-    if _holds_bytes(column.type):
+        return decoded_images(table, tensor, pool, row_ids)
+    if holds_bytes(column.type):
         raise BadInput(
             f"column '{tensor.name}' holds bytes, which this input doesn't take",
             got=str(column.type),
@@ -93,14 +80,14 @@ def target_array(table: pa.Table, facts: DatasetFacts, *, row_ids: RowIds | None
     Raises:
         BadInput: a label that is missing, or isn't one of the facts' labels; names row and value.
     """
-    column = _column(table, facts.label)
+    column = column_of(table, facts.label)
     if not facts.labels:
         label = Tensor(name=facts.label, dtype="FP32", shape=(-1,))
         return _numbers(column, label, row_ids)
-    indices = _class_indices(column, facts.labels)
+    indices = class_indices(column, facts.labels)
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
-        row = _row(unknown[0], row_ids)
+        row = row_number(unknown[0], row_ids)
         raise BadRow(
             f"row {row} has a label that the training data doesn't have",
             row,
@@ -109,33 +96,6 @@ def target_array(table: pa.Table, facts: DatasetFacts, *, row_ids: RowIds | None
             fix=f"correct the column '{facts.label}', or add such rows to the training data",
         )
     return indices
-
-
-def images_begun(
-    table: pa.Table,
-    tensor: Tensor,
-    pool: Executor,
-    *,
-    decode: Decode = decode_here,
-    images_per_job: int = IMAGES_PER_JOB,
-    row_ids: RowIds | None = None,
-) -> tuple[NDArray[np.uint8], list[Future[None]]]:
-    """An image tensor that is being filled, uint8 [B, H, W, C], and the jobs that fill it.
-
-    A job raises what `input_arrays` does; the pixels are there when every job is done.
-    """
-    column, pixels = _image_column(table, tensor)
-    starts = range(0, len(pixels), images_per_job)
-    return pixels, [
-        pool.submit(_decode_part, column, tensor, pixels, start, start + images_per_job, decode, row_ids)
-        for start in starts
-    ]
-
-
-def encode_words(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
-    """Indices of words: int64, of the shape of `values` (object). 0: missing or unseen; else i + 1."""
-    words = pa.array(values.reshape(-1), pa.large_string())
-    return _word_indices(words, vocabulary).reshape(values.shape)
 
 
 def model_arrays(
@@ -167,64 +127,11 @@ def model_input(
     if vocabulary is None:
         return input_array(table, tensor, pool=pool, row_ids=row_ids)
     # The same as encode_words(input_array(…)), without making a Python string of each value.
-    column = _column(table, tensor.name)
+    column = column_of(table, tensor.name)
     if not tensor.nullable:
         _refuse_missing(_missing_strings(column), column, tensor, row_ids)
-    indices = _word_indices(column.cast(pa.large_string()), vocabulary)
+    indices = word_indices(column.cast(pa.large_string()), vocabulary)
     return indices.reshape(-1, *(1 for _ in tensor.shape[1:]))
-
-
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        raise BadInput(
-            f"the data has no column '{name}'",
-            got="columns " + ", ".join(table.column_names),
-            allowed="every input of the model, and the label",
-            fix=f"add '{name}' to the data",
-        )
-    return table.column(name)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return bool(pat.is_binary(kind) or pat.is_large_binary(kind))
-
-
-def _row(place: int, row_ids: RowIds | None) -> int:
-    return int(place if row_ids is None else row_ids[place])
-
-
-def _word_indices(words: Any, vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
-    # "" means a missing value, so it is looked for in vain even in a vocabulary that has it.
-    known = pa.array([word or None for word in vocabulary], pa.large_string())
-    found = pc.fill_null(pc.index_in(words, known, skip_nulls=True), -1)
-    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64) + 1
-
-
-def _class_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> NDArray[np.int64]:
-    """The place of each value among `labels`: int64, -1 where it isn't one of them."""
-    known = pa.array(labels, pa.large_string())
-    if pat.is_large_string(column.type):
-        found = pc.fill_null(pc.index_in(column, known), -1)
-        return np.asarray(found.to_numpy(), dtype=np.int64)
-    if pat.is_integer(column.type) and len(column) and not column.null_count:
-        values = column.to_numpy()
-        lowest, highest = int(values.min()), int(values.max())
-        if highest - lowest < _DENSE_LABELS:
-            words = pa.array(range(lowest, highest + 1), column.type).cast(pa.large_string())
-            of_value = pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False)
-            # As many bits as an index has: eight don't hold the difference of any two numbers of eight.
-            wide = values if values.itemsize == 8 else values.astype(np.int64)
-            places = (wide - wide.dtype.type(lowest)).astype(np.intp)
-            dense: NDArray[np.int64] = np.asarray(of_value, np.int64)[places]
-            return dense
-    # A string is made of each distinct value only, since that takes longer than all the rest.
-    encoded = pc.dictionary_encode(column.combine_chunks())
-    words = encoded.dictionary.cast(pa.large_string())
-    # A missing value's code is -1, so it finds the -1 that stands at the end.
-    of_code = np.append(pc.fill_null(pc.index_in(words, known), -1).to_numpy(zero_copy_only=False), -1)
-    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    indices: NDArray[np.int64] = of_code.astype(np.int64)[codes]
-    return indices
 
 
 def _missing_strings(column: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -237,7 +144,7 @@ def _refuse_missing(
 ) -> None:
     if not tensor.nullable and missing.any():
         place = int(missing.argmax())
-        row = _row(place, row_ids)
+        row = row_number(place, row_ids)
         raise BadRow(
             f"row {row} has no value for '{tensor.name}'",
             row,
@@ -273,7 +180,7 @@ def _numbers(column: pa.ChunkedArray, tensor: Tensor, row_ids: RowIds | None) ->
         wrong = values != plain
     if wrong.any():
         place = int(wrong.argmax())
-        row = _row(place, row_ids)
+        row = row_number(place, row_ids)
         raise BadRow(
             f"row {row} has a value for '{tensor.name}' that a {tensor.dtype} can't hold",
             row,
@@ -291,55 +198,3 @@ def _as_floats(column: pa.ChunkedArray) -> NDArray[Any]:
     else:
         values = column.cast(pa.float64(), safe=False).to_numpy()
     return values
-
-
-def _images(
-    table: pa.Table, tensor: Tensor, pool: Executor | None, row_ids: RowIds | None
-) -> NDArray[np.uint8]:
-    if pool is not None and table.column(tensor.name).nbytes >= SMALL_IMAGE_BYTES * table.num_rows:
-        pixels, jobs = images_begun(table, tensor, pool, row_ids=row_ids)
-        for job in jobs:
-            job.result()
-        return pixels
-    column, pixels = _image_column(table, tensor)
-    _decode_part(column, tensor, pixels, 0, len(pixels), decode_here, row_ids)
-    return pixels
-
-
-def _image_column(table: pa.Table, tensor: Tensor) -> tuple[pa.ChunkedArray, NDArray[np.uint8]]:
-    """The files, and room for their pixels."""
-    column = _column(table, tensor.name)
-    if not _holds_bytes(column.type):
-        raise BadInput(
-            f"column '{tensor.name}' doesn't hold images",
-            got=str(column.type),
-            allowed="bytes: whole PNG or JPEG files",
-            fix="make the dataset with `tandem data import images`",
-        )
-    encoding = tensor.encoding
-    assert encoding is not None, "the tensor is no image"
-    shape = (len(column), encoding.height, encoding.width, encoding.channels)
-    return column.cast(pa.large_binary()), np.empty(shape, np.uint8)
-
-
-def _decode_part(
-    column: pa.ChunkedArray,
-    tensor: Tensor,
-    pixels: NDArray[np.uint8],
-    start: int,
-    stop: int,
-    decode: Decode,
-    row_ids: RowIds | None,
-) -> None:
-    assert tensor.encoding is not None
-    try:
-        decode(column.slice(start, stop - start), tensor.encoding, pixels[start:stop])
-    except BadImage as error:
-        row = _row(start + error.place, row_ids)
-        raise BadRow(
-            f"row {row} of '{tensor.name}': {error.failed}",
-            row,
-            got=error.got,
-            allowed=error.allowed,
-            fix="remove the row, or write the image anew",
-        ) from None
