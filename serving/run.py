@@ -203,10 +203,9 @@ def _drain(names: Sequence[str], models_count: int) -> None:
     from ray import serve
 
     models, doors = names[:models_count], names[models_count:]
-    # The front and the gateway first: what they pass on still finds its models.
-    for door in reversed(doors):
-        serve.delete(door)
-    with ThreadPoolExecutor(max(1, len(models))) as pool:
+    with ThreadPoolExecutor(len(names)) as pool:
+        # The front and the gateway first: what they pass on still finds its models.
+        list(pool.map(serve.delete, doors))
         list(pool.map(serve.delete, models))
     serve.shutdown()
 
