@@ -45,7 +45,7 @@ def worker_groups(demands: Iterable[Demand], whose: str) -> list[Group]:
     """The groups that hold all `demands` at once, in order of their size.
 
     Demands of one size share a group: a model more or less then changes only the bounds of a
-    group, which the operator applies without building a new cluster.
+    group, for which the operator builds no new cluster.
 
     Raises:
         BadInput: a demand that no pod can meet; `whose` names the field that asks for it.

@@ -39,3 +39,21 @@ def render(
     else:
         for path in rendered:
             output.tell(str(path))
+
+
+@k8s_app.command()
+def plan(
+    old: Annotated[Path, typer.Argument(help="Manifests as they were applied last: a file or a folder.")],
+    new: Annotated[Path, typer.Argument(help="Manifests that are to be applied.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Tell what applying manifests will do: in place, a new cluster, or nothing until there is one."""
+    from k8s.plan import plan as planned
+    from k8s.planned import as_json, as_text, read_manifests
+
+    found = planned(read_manifests(old), read_manifests(new))
+    if json_output:
+        output.emit(as_json(found))
+        return
+    for line in as_text(found):
+        output.tell(line)
