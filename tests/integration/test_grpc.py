@@ -197,15 +197,14 @@ def test_a_deadline_that_cannot_be_met_is_refused(stub: Any, key: dict[str, str]
 def test_calls_that_are_cancelled_are_dropped_by_the_replica(
     service: ServiceProcess, stub: Any, key: dict[str, str]
 ) -> None:
-    calls = [stub.ModelInfer.future(typed("slow", rows=64), metadata=tuple(key.items())) for _ in range(8)]
-    wait_until(
-        lambda: any(call.done() for call in calls), every_s=0.01
-    )  # they have arrived; most of them wait
-    for call in calls:
-        call.cancel()
+    metadata = tuple(key.items())
     with service.client(headers=key) as client:
 
         def dropped() -> bool:
+            calls = [stub.ModelInfer.future(typed("slow", rows=64), metadata=metadata) for _ in range(8)]
+            wait_until(lambda: any(call.done() for call in calls), every_s=0.01)  # they have arrived
+            for call in calls:
+                call.cancel()
             lines = client.get("/metrics").text.splitlines()
             found = [line for line in lines if line.startswith("tandem_requests_total")]
             return any('model="slow"' in line and 'status="499"' in line for line in found)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 from servables import GATHER, LABELS, MLP, TABLE, gather_graph, publish, publish_mlp, slow_graph, table_graph
 from serving_process import ServiceProcess, processes_marked, serving, wait_until
 
@@ -382,9 +383,14 @@ def test_sigterm_answers_what_was_accepted_and_leaves_no_process(store: Store, t
 def test_the_ordinary_proxy(store: Store, tmp_path: Path) -> None:
     served = {"model": "look-up@live", "replicas": {"cpus": 0.1}}
     with (
-        serving({"store": store.uri, "models": [served]}, tmp_path, "--no-haproxy") as running,
+        serving(
+            {"store": store.uri, "models": [served]}, tmp_path, "--no-haproxy", "--grpc-port", "0"
+        ) as running,
         running.client() as client,
+        contextlib.closing(triton_grpc.InferenceServerClient(running.grpc_url)) as by_grpc,
     ):
+        asked = triton_grpc.InferInput("index", [1], "INT64").set_data_from_numpy(np.array([3]))
+        assert by_grpc.infer("look-up", [asked]).as_numpy("value").tolist() == [30.0]
         answer = client.post(
             "/v2/models/look-up/infer", json=oip("index", "INT64", [3, 99]), headers={"x-request-id": "a b"}
         )
