@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -33,7 +35,7 @@ from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
 from cluster.trial import Trial
-from serving import collector, lane
+from serving import collector, lane, trace_context
 from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
@@ -43,6 +45,7 @@ from serving.layout import app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
 from serving.replica import Loaded, Replica
+from serving.request_log import RequestLog
 from serving.rollout.evidence import Evidence
 from serving.rollout.jury import Jury
 from serving.rollout.tried import Tried
@@ -50,6 +53,7 @@ from serving.runtimes.node_cache import NodeCache
 from serving.scaling import on_serve
 from serving.scaling.report import written
 from serving.service import ServedModel, Service
+from serving.tracing import Spans, open_spans
 from serving.waiting import Message
 
 logger = logging.getLogger("tandem.serving")
@@ -112,10 +116,15 @@ class ModelServer:
         )
         self._replica.start(await asyncio.to_thread(self._follower.first))
         self._metrics.start()
+        self._log = RequestLog(log_file(model), whole.log, model)
+        self._log.start()
+        self._spans = open_spans(whole.tracing, model)
         self._follower.start(whole.follow_every_s, sit)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
-        self._app = _ModelApp(self._replica, self._metrics, self._follower, self._watch)
+        self._app = _ModelApp(
+            self._replica, self._metrics, self._follower, self._watch, log=self._log, spans=self._spans
+        )
         lane.enter(self._app)
         collector.settle()
         return self._app
@@ -143,8 +152,13 @@ class _ModelApp(ModelApp):
         metrics: ReplicaMetrics,
         follower: Follower[Loaded],
         watch: KeyWatch | None,
+        *,
+        log: RequestLog,
+        spans: Spans | None,
     ) -> None:
-        super().__init__(replica, metrics, Scraper(), guard=watch.guard if watch else None)
+        guard = watch.guard if watch else None
+        super().__init__(replica, metrics, Scraper(), guard=guard, log=log, spans=spans)
+        self._request_log, self._open_spans = log, spans
         self._follower = follower
         self._watch = watch
 
@@ -155,6 +169,9 @@ class _ModelApp(ModelApp):
             self._watch.stop()
         await self._replica.stop()
         await self._metrics.stop()
+        await asyncio.to_thread(self._request_log.stop)
+        if self._open_spans is not None:
+            await asyncio.to_thread(self._open_spans.stop)
 
 
 @serve.ingress()
@@ -209,6 +226,13 @@ def build(args: dict[str, Any]) -> serve.Application:
     served = _served(asked.service, asked.model)
     deployment = serve.deployment(ModelServer).options(**_options(asked.service, served))
     return deployment.bind(written, served.ref.model)
+
+
+def log_file(model: str) -> Path:
+    """Where this replica writes down requests: beside Serve's own logs, which Ray's log shippers read."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    return Path(get_serve_logs_dir()) / f"tandem-requests-{model}-{os.getpid()}.jsonl"
 
 
 async def _snapshot(step: Tried[Loaded]) -> Evidence:
@@ -293,7 +317,7 @@ def _forward(service: Service, served: ServedModel) -> Forward:
     handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(service, served))
 
     async def forward(request: Request, body: bytes) -> Response:
-        headers = list(request.headers.items())
+        headers = list(trace_context.onward(request.headers).items())
         answer = await handle.ask.remote(request.method, request.path, headers, body, request.id)
         return Response(*answer)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import BadRequest, Overloaded, TandemError, TooLarge, TooSlow, shown
+from serving.account import Account
 from serving.guard import Guard
 from serving.protocol.failures import render_error
 from serving.protocol.requests import Headers
@@ -52,6 +53,7 @@ class Request:
     id: str
     receive: Receive
     body_read: bool = False
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(slots=True)
@@ -139,11 +141,15 @@ class HttpApp:
 
     async def respond_to(self, request: Request) -> Response:
         """Answer a request that another application let in and passes on; never raises."""
+        started_s = self._clock.monotonic_s()
         self.in_flight += 1
         try:
-            return await self._respond_or_explain(request, None)
+            response = await self._respond_or_explain(request, None)
         finally:
             self.in_flight -= 1
+        request.account.sent_bytes = len(response.body)
+        self.answered(request, response.status, self._clock.monotonic_s() - started_s)
+        return response
 
     async def read_body(self, request: Request) -> bytes:
         """The whole body.
@@ -239,13 +245,14 @@ class HttpApp:
             out.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": response.status, "headers": out})
         await send({"type": "http.response.body", "body": response.body})
+        request.account.sent_bytes = len(response.body)
         self.answered(request, response.status, self._clock.monotonic_s() - started_s)
 
     async def _respond_or_explain(self, request: Request, guard: Guard | None) -> Response:
         try:
             if guard is None or _is_probe(request):
                 return await self.respond(request)
-            with guard.admit(request.headers):
+            with guard.admit(request.headers) as request.account.tenant:
                 return await self.respond(request)
         except ClientGone:
             raise

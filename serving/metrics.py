@@ -1,82 +1,141 @@
 """What a replica counts, handed to Ray's metrics once a second.
 
-Recording a value with `ray.util.metrics` takes about 3 µs, so a request only adds to plain counters, and a
-task passes them on. Each node's agent then exposes them (as `ray_tandem_…`), whether or not there is a
-dashboard; `serving.exposition` gathers all nodes' for `/metrics`.
+A request only adds to plain counters (`serving.tally`), and a task passes the sums on; each node's agent
+exposes them (as `ray_tandem_…`), whether or not there is a dashboard, and `serving.exposition` gathers all
+nodes' for `/metrics`. `serving.metric_table` says which metrics there are.
 
-    tandem_requests_total{model,route,status}      answers sent
-    tandem_request_seconds{model,route}            from the request's headers to its answer
-    tandem_batch_rows{model}                       rows per batch that ran
-    tandem_batch_seconds{model}                    how long a batch ran
-    tandem_rows_total{model}                       rows that ran
-    tandem_batches_total{model}                    batches that ran
-    tandem_queue_rows{model}                       rows waiting now
-    tandem_shed_total{model}                       refused: the queue was full
-    tandem_expired_total{model}                    dropped: their time ran out before they ran
-    tandem_swaps_total{model}                      versions taken into service
-    tandem_load_failures_total{model}              versions, or looks at the registry, that failed
-    tandem_model_version{model}                    the version in service
-
-Ray's agents rebuild a histogram from the middles of its buckets, so its `_sum` is only near the truth; rows
-and batches are counted besides, for an exact mean.
+Ray's own histograms take about 3 µs for every value and their agents rebuild them from the middles of
+buckets, so ours go as counters, one a bucket, and are put together again on the page: exact sums, and a
+flush costs the same however many requests there were.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import deque
 from typing import Any
 
-from cluster.errors import Overloaded
+from cluster.errors import NotReady
+from cluster.trial import Trial
+from serving.account import Account
+from serving.metric_table import LOAD_SECONDS, METRICS, ROWS, SECONDS
+from serving.tally import Labels, Tally
 
 FLUSH_EVERY_S = 1.0
-SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
-ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]
 
 
 class ReplicaMetrics:
-    """One replica's counters, on one event loop."""
+    """One replica's counters, on one event loop; only `loaded` may be called from other threads."""
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.queue_rows = 0
+        self.queue_age_s = 0.0
+        self.busy = 0.0
         self._version = 0
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._counts: Counter[str] = Counter()
-        self._request_s: list[tuple[str, float]] = []
-        self._batches: list[tuple[int, float]] = []
+        self._trial: Trial | None = None
+        self._tally = Tally()
+        self._scores: dict[str, tuple[int, float]] = {}
+        self._loads: deque[tuple[float, int, int]] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
-    def answered(self, route: str, status: int, duration_s: float) -> None:
+    def answered(self, route: str, status: int, duration_s: float, account: Account) -> None:
         """An answer was sent."""
-        self._requests[(route, status)] += 1
-        self._request_s.append((route, duration_s))
+        tally, version = self._tally, account.version
+        tally.counts["tandem_requests_total", (route, str(status), version)] += 1
+        tally.distribution("tandem_request_seconds", (route, version), SECONDS).add(duration_s)
+        if status == 429:
+            self._count("tandem_shed_total", "tenant")
+        if account.run_s:
+            name, phase = "tandem_phase_seconds", tally.distribution
+            phase(name, ("queue", version), SECONDS).add(account.queue_s)
+            phase(name, ("decode", version), SECONDS).add(account.decode_s)
+            phase(name, ("run", version), SECONDS).add(account.run_s)
+            phase(name, ("encode", version), SECONDS).add(account.encode_s)
 
     def ran(self, rows: int, duration_s: float) -> None:
         """A batch ran."""
-        self._counts["rows"] += rows
-        self._counts["batches"] += 1
-        self._batches.append((rows, duration_s))
+        self._count("tandem_rows_total", number=rows)
+        self._count("tandem_batches_total")
+        self._tally.distribution("tandem_batch_rows", (), ROWS).add(rows)
+        self._tally.distribution("tandem_batch_seconds", (), SECONDS).add(duration_s)
 
     def dropped(self, tickets: int) -> None:
         """Requests ran out of time in the queue."""
-        self._counts["expired"] += tickets
+        self._count("tandem_shed_total", "expired", number=tickets)
+        self._count("tandem_deadline_misses_total", "queue", number=tickets)
+
+    def refused(self, reason: str) -> None:
+        """A request wasn't let in: `queue_full` or `deadline`."""
+        self._count("tandem_shed_total", reason)
+
+    def late(self) -> None:
+        """A request ran, and was done after its deadline."""
+        self._count("tandem_deadline_misses_total", "run")
 
     def failed(self, error: Exception) -> None:
         """A request got no answer from the model."""
-        if isinstance(error, Overloaded):
-            self._counts["shed"] += 1
+        if isinstance(error, NotReady):
+            self._count("tandem_shed_total", "stopping")
 
     def swapped(self, version: str) -> None:
         """A version was taken into service."""
-        self._counts["swaps"] += 1
+        self._count("tandem_swaps_total")
         self._version = int(version)
+
+    def loaded(self, duration_s: float, hits: int, misses: int) -> None:
+        """A version was loaded, with so many hits and misses of the node's cache. For any thread."""
+        self._loads.append((duration_s, hits, misses))
 
     def load_failed(self) -> None:
         """A version couldn't be loaded, or the registry not be read."""
-        self._counts["load_failures"] += 1
+        self._count("tandem_load_failures_total")
+
+    def trial(self, trial: Trial | None) -> None:
+        """A trial begins, steps or, with None, ends."""
+        before, self._trial = self._trial, trial
+        if before is not None and (trial is None or trial.began != before.began):
+            outcome = "promoted" if self._version == before.version else "abandoned"
+            self._count("tandem_trials_ended_total", str(before.version), outcome)
+
+    def candidate_failed(self, version: str) -> None:
+        """The version in service had to answer for a candidate."""
+        self._count("tandem_candidate_failures_total", version)
+
+    def shadowed(self, version: str, rows: int, differing: int) -> None:
+        """A shadow answered a copy."""
+        self._count("tandem_shadow_rows_total", version, number=rows)
+        if differing:
+            self._count("tandem_shadow_differing_rows_total", version, number=differing)
+
+    def scored(self, version: str, score: float) -> None:
+        """A score came back for an answer of this version."""
+        self._count("tandem_feedback_total", version)
+        count, total = self._scores.get(version, (0, 0.0))
+        self._scores[version] = (count + 1, total + score)
+
+    def take(self) -> tuple[Tally, dict[tuple[str, Labels], float]]:
+        """What was counted since the last call, and the gauges now."""
+        while self._loads:
+            duration_s, hits, misses = self._loads.popleft()
+            self._tally.distribution("tandem_load_seconds", (), LOAD_SECONDS).add(duration_s)
+            self._count("tandem_weight_cache_hits_total", number=hits)
+            self._count("tandem_weight_cache_misses_total", number=misses)
+        tally, self._tally = self._tally, Tally()
+        gauges: dict[tuple[str, Labels], float] = {
+            ("tandem_queue_rows", ()): self.queue_rows,
+            ("tandem_queue_age_seconds", ()): self.queue_age_s,
+            ("tandem_busy_ratio", ()): self.busy,
+            ("tandem_model_version", ()): self._version,
+        }
+        if (trial := self._trial) is not None:
+            gauges["tandem_trial_percent", (str(trial.version), trial.mode)] = trial.percent
+            gauges["tandem_trial_step", (str(trial.version), trial.mode)] = trial.step
+        for version, (count, total) in self._scores.items():
+            gauges["tandem_feedback_score_mean", (version,)] = total / count
+        return tally, gauges
 
     def start(self) -> None:
         """Hand the counters to Ray every second until `stop`."""
@@ -88,18 +147,15 @@ class ReplicaMetrics:
             self._stopping.set()
             await self._flushing
 
+    def _count(self, name: str, *labels: str, number: int = 1) -> None:
+        self._tally.counts[name, labels] += number
+
     async def _flush_for_ever(self, exporter: _Exporter) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), FLUSH_EVERY_S)
-            # Taken here, on the loop; recorded in a thread, because thousands of values take milliseconds.
-            requests, self._requests = self._requests, Counter()
-            counts, self._counts = self._counts, Counter()
-            request_s, self._request_s = self._request_s, []
-            batches, self._batches = self._batches, []
-            await asyncio.to_thread(
-                exporter.export, requests, counts, request_s, batches, self.queue_rows, self._version
-            )
+            # Taken here, on the loop; recorded in a thread, because hundreds of values take a millisecond.
+            await asyncio.to_thread(exporter.export, *self.take())
             if self._stopping.is_set():
                 return
 
@@ -108,55 +164,33 @@ class _Exporter:
     """The same counters as Ray's metrics."""
 
     def __init__(self, model: str) -> None:
-        from ray.util.metrics import Counter as RayCounter
-        from ray.util.metrics import Gauge, Histogram
+        self._model = model
+        self._made: dict[str, Any] = {}
 
-        def tagged(metric: Any) -> Any:
-            return metric.set_default_tags({"model": model})
+    def export(self, tally: Tally, gauges: dict[tuple[str, Labels], float]) -> None:
+        for (name, labels), number in tally.counts.items():
+            self._add(name, name, labels, number)
+        for (name, labels), values in tally.distributions.items():
+            for le, number in values.cumulative():
+                self._add(f"{name}_bucket", name, labels, number, le)
+            self._add(f"{name}_sum", name, labels, values.total)
+            self._add(f"{name}_count", name, labels, values.count)
+        for (name, labels), value in gauges.items():
+            self._metric(name, name, ()).set(value, tags=self._tags(name, labels))
 
-        def counter(name: str, text: str, *tags: str) -> Any:
-            return tagged(RayCounter(f"tandem_{name}_total", text, tag_keys=("model", *tags)))
+    def _add(self, series: str, name: str, labels: Labels, number: float, le: str = "") -> None:
+        tags = self._tags(name, labels) | ({"le": le} if le else {})
+        if number > 0:  # Ray takes no other
+            self._metric(series, name, ("le",) if le else ()).inc(number, tags=tags)
 
-        def histogram(name: str, text: str, boundaries: list[float], *tags: str) -> Any:
-            return tagged(Histogram(f"tandem_{name}", text, boundaries, tag_keys=("model", *tags)))
+    def _tags(self, name: str, labels: Labels) -> dict[str, str]:
+        return {"model": self._model, **dict(zip(METRICS[name].labels, labels, strict=True))}
 
-        def gauge(name: str, text: str) -> Any:
-            return tagged(Gauge(f"tandem_{name}", text, tag_keys=("model",)))
+    def _metric(self, series: str, name: str, more: tuple[str, ...]) -> Any:
+        if series not in self._made:
+            from ray.util.metrics import Counter, Gauge
 
-        self._requests = counter("requests", "Answers sent", "route", "status")
-        self._request_s = histogram("request_seconds", "Time to answer", SECONDS, "route")
-        self._batch_rows = histogram("batch_rows", "Rows per batch", [float(n) for n in ROWS])
-        self._batch_s = histogram("batch_seconds", "Time a batch ran", SECONDS)
-        self._queue_rows = gauge("queue_rows", "Rows waiting")
-        self._version = gauge("model_version", "Version in service")
-        self._counts = {
-            "rows": counter("rows", "Rows that ran"),
-            "batches": counter("batches", "Batches that ran"),
-            "shed": counter("shed", "Requests refused because the queue was full"),
-            "expired": counter("expired", "Requests whose time ran out in the queue"),
-            "swaps": counter("swaps", "Versions taken into service"),
-            "load_failures": counter("load_failures", "Versions or looks at the registry that failed"),
-        }
-
-    def export(
-        self,
-        requests: Counter[tuple[str, int]],
-        counts: Counter[str],
-        request_s: list[tuple[str, float]],
-        batches: list[tuple[int, float]],
-        queue_rows: int,
-        version: int,
-    ) -> None:
-        for (route, status), number in requests.items():
-            self._requests.inc(number, tags={"route": route, "status": str(status)})
-        for name, number in counts.items():
-            if number:
-                self._counts[name].inc(number)
-        tags = {route: {"route": route} for route, _ in request_s}
-        for route, duration_s in request_s:
-            self._request_s.observe(duration_s, tags=tags[route])
-        for rows, duration_s in batches:
-            self._batch_rows.observe(rows)
-            self._batch_s.observe(duration_s)
-        self._queue_rows.set(queue_rows)
-        self._version.set(version)
+            kind = Gauge if METRICS[name].kind == "gauge" else Counter
+            tag_keys = ("model", *METRICS[name].labels, *more)
+            self._made[series] = kind(series, METRICS[name].text, tag_keys=tag_keys)
+        return self._made[series]

@@ -23,8 +23,10 @@ from serving.protocol.openapi import openapi
 from serving.protocol.reading import refuse_encodings
 from serving.protocol.terms import read_terms
 from serving.replica import Loaded, Replica
+from serving.request_log import RequestLog
 from serving.rollout.answering import answer_by_one, shadow, take_feedback
 from serving.rollout.feedback import parse_feedback
+from serving.tracing import Spans
 
 LONG_BODY_BYTES = 128 * 1024
 _JSON = [(b"content-type", b"application/json")]
@@ -40,6 +42,8 @@ class ModelApp(HttpApp):
         metrics: told of every answer.
         scrape: gives the whole service's metrics, as Prometheus reads them.
         guard: asks callers for a key; None lets everyone in.
+        log: told of every answer; it writes a sample of them.
+        spans: told of every answer; it makes spans of those that are traced.
     """
 
     def __init__(
@@ -49,11 +53,16 @@ class ModelApp(HttpApp):
         scrape: Callable[[], Awaitable[bytes]],
         guard: Guard | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        log: RequestLog | None = None,
+        spans: Spans | None = None,
     ) -> None:
         super().__init__(max_body_bytes=replica.served.max_body_bytes, guard=guard, clock=clock)
         self._replica = replica
         self._metrics = metrics
         self._scrape = scrape
+        self._log = log
+        self._spans = spans
         self._slo_s = replica.served.slo_ms / 1000
         name = self._name = replica.served.ref.model
         self._base = f"/v2/models/{name}"
@@ -86,7 +95,11 @@ class ModelApp(HttpApp):
         return await route(request)
 
     def answered(self, request: Request, status: int, duration_s: float) -> None:
-        self._metrics.answered(self._names.get(request.path, "other"), status, duration_s)
+        route = self._names.get(request.path, "other")
+        self._metrics.answered(route, status, duration_s, request.account)
+        trace = self._spans.answered(request, route, status, duration_s) if self._spans is not None else ""
+        if self._log is not None:
+            self._log.answered(request, route, status, duration_s, trace)
 
     def _versioned(self, path: str) -> tuple[str, Route] | None:
         """The route of `…/versions/{v}[/ready|/infer]`, or of the same path with a slash at its end.
@@ -131,9 +144,11 @@ class ModelApp(HttpApp):
         body = await self.read_body(request)
 
         async def answer(loaded: Loaded) -> Response:
-            parsed = await self._parse(loaded, loaded.codec.parse_oip, body, request.headers)
+            parsed = await self._parse(loaded, request, loaded.codec.parse_oip, body, request.headers)
             outputs = await self._run(loaded, request, parsed, now_s)
+            ran_s = self._clock.monotonic_s()
             rendered, headers = loaded.codec.render_oip(outputs, request=parsed, version=loaded.name)
+            request.account.encode_s = self._clock.monotonic_s() - ran_s
             return Response(200, rendered, [*headers, (b"x-model-version", loaded.name.encode())])
 
         return await answer_by_one(self._replica, request, answer)
@@ -145,9 +160,11 @@ class ModelApp(HttpApp):
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
 
         async def answer(loaded: Loaded) -> Response:
-            parsed = await self._parse(loaded, loaded.codec.parse_predict, body, content_type)
+            parsed = await self._parse(loaded, request, loaded.codec.parse_predict, body, content_type)
             outputs = await self._run(loaded, request, parsed, now_s)
+            ran_s = self._clock.monotonic_s()
             rendered = loaded.codec.render_predict(outputs, version=loaded.name)
+            request.account.encode_s = self._clock.monotonic_s() - ran_s
             return Response(200, rendered, [*_JSON, (b"x-model-version", loaded.name.encode())])
 
         return await answer_by_one(self._replica, request, answer)
@@ -157,17 +174,26 @@ class ModelApp(HttpApp):
         counted = take_feedback(self._replica, parse_feedback(await self.read_body(request)))
         return Response(202, orjson.dumps({"counted": counted}), _JSON)
 
-    async def _parse(self, loaded: Loaded, parse: Callable[..., Any], body: bytes, hints: Any) -> Any:
+    async def _parse(
+        self, loaded: Loaded, request: Request, parse: Callable[..., Any], body: bytes, hints: Any
+    ) -> Any:
+        account, began_s = request.account, self._clock.monotonic_s()
+        account.version, account.received_bytes = loaded.name, len(body)
         if loaded.codec.decodes_images or len(body) > LONG_BODY_BYTES:
-            return await asyncio.to_thread(parse, body, hints)
-        return parse(body, hints)
+            parsed = await asyncio.to_thread(parse, body, hints)
+        else:
+            parsed = parse(body, hints)
+        account.rows, account.decode_s = parsed.rows, self._clock.monotonic_s() - began_s
+        return parsed
 
     async def _run(self, loaded: Loaded, request: Request, parsed: Any, now_s: float) -> Any:
         terms = read_terms(request.headers, parsed.parameters)
         deadline_s = terms.deadline_s(now_s, self._slo_s)
         tried, asked_s = self._replica.tried, self._clock.monotonic_s()
         with self.while_connected(request):
-            outputs = await self._replica.infer(loaded, parsed, deadline_s, terms.priority)
+            outputs = await self._replica.infer(
+                loaded, parsed, deadline_s, terms.priority, account=request.account
+            )
         if tried is not None:
             tried.side(loaded).answered(self._clock.monotonic_s() - asked_s)
             shadow(self._replica, tried, loaded, parsed.inputs, outputs)

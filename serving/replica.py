@@ -20,6 +20,7 @@ from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import NotReady
 from cluster.registry import Registry, Version
 from cluster.storage import Store
+from serving.account import Account
 from serving.batching.executor import Executor
 from serving.batching.model import BatchModel
 from serving.batching.run import Answer
@@ -82,7 +83,7 @@ class Replica:
     ) -> None:
         self.served = served
         self._store = store
-        self._metrics = metrics
+        self.metrics = metrics
         self._cache = cache
         self._clock = clock
         self._serving: Loaded | None = None
@@ -129,11 +130,15 @@ class Replica:
         return self._load(version)
 
     def _load(self, version: Version) -> Loaded:
+        began_s, cache = self._clock.monotonic_s(), self._cache
+        before = (cache.hits, cache.misses) if cache is not None else (0, 0)
         manifest, signature = Registry(self._store).servable(version)
         threads = self._threads
-        runtime = load_runtime(self._store, manifest, signature, threads=threads, cache=self._cache)
+        runtime = load_runtime(self._store, manifest, signature, threads=threads, cache=cache)
         model = BatchModel(runtime, signature)
         model.measure(self.served.max_batch_size, self._clock)
+        after = (cache.hits, cache.misses) if cache is not None else (0, 0)
+        self.metrics.loaded(self._clock.monotonic_s() - began_s, after[0] - before[0], after[1] - before[1])
         limits = Limits(max_body_bytes=self.served.max_body_bytes, max_rows=self.served.max_queue_rows)
         return Loaded(version, Codec(signature, version.model, limits), model)
 
@@ -143,7 +148,7 @@ class Replica:
             max_batch_size=self.served.max_batch_size,
             max_queue_rows=self.served.max_queue_rows,
             slo_s=self.served.slo_ms / 1000,
-            observer=self._metrics,
+            observer=self.metrics,
             clock=self._clock,
         )
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
@@ -152,7 +157,7 @@ class Replica:
     def swap(self, loaded: Loaded) -> None:
         """Give new requests this version. Those that are queued or running keep theirs."""
         before, self._serving = self._serving, loaded
-        self._metrics.swapped(loaded.name)
+        self.metrics.swapped(loaded.name)
         if before is not None:
             logger.info("%s: version %s follows %s", self.served.model, loaded.name, before.name)
             self._close_if_idle(before)
@@ -160,6 +165,7 @@ class Replica:
     def try_candidate(self, tried: Tried[Loaded] | None) -> None:
         """A trial begins, steps or, with None, ends."""
         before, self.tried = self.tried, tried
+        self.metrics.trial(tried.trial if tried is not None else None)
         if before is not None and before.candidate is not None:
             self._close_if_idle(before.candidate)
 
@@ -182,13 +188,20 @@ class Replica:
             self._close_if_idle(loaded)
 
     async def infer(
-        self, loaded: Loaded, request: InferRequest, deadline_s: float, priority: int = NORMAL
+        self,
+        loaded: Loaded,
+        request: InferRequest,
+        deadline_s: float,
+        priority: int = NORMAL,
+        *,
+        account: Account | None = None,
     ) -> Arrays:
         """Run a request on the version that checked it, which must be leased.
 
         Args:
             deadline_s: on the replica's clock.
             priority: its level, as `serving.batching.ticket` has them.
+            account: told how long it waited and ran.
 
         Raises:
             Overloaded, DeadlineExceeded: it wasn't run.
@@ -196,11 +209,11 @@ class Replica:
         """
         assert self._executor is not None, "start() comes first"
         outcome = await self._executor.submit(
-            loaded.model, request.inputs, request.rows, deadline_s, level=priority
+            loaded.model, request.inputs, request.rows, deadline_s, level=priority, account=account
         )
         if isinstance(outcome, Answer):
             return outcome.outputs
-        self._metrics.failed(outcome.error)
+        self.metrics.failed(outcome.error)
         raise outcome.error
 
     async def stop(self) -> None:
@@ -225,4 +238,6 @@ class Replica:
             await asyncio.sleep(_TICK_S)
             if self._executor is not None:
                 self._executor.drop_expired()
-                self._metrics.queue_rows = self._executor.waiting_rows
+                load = self._executor.load()
+                self.metrics.queue_rows = self._executor.waiting_rows
+                self.metrics.queue_age_s, self.metrics.busy = load.oldest_waiting_s, load.busy_fraction

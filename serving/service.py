@@ -66,6 +66,26 @@ class ServedModel(Frozen):
         return ModelRef.parse(self.model)
 
 
+class LogSettings(Frozen):
+    """What of its requests a service writes down (`serving.request_log`)."""
+
+    sample: float = Field(0.01, ge=0, le=1)
+    """The share of requests."""
+    errors: bool = True
+    """Whether answers of 500 and above are written besides."""
+    errors_per_s: float = Field(10, gt=0, le=10_000)
+    """How many of those a replica writes, at most."""
+
+
+class TracingSettings(Frozen):
+    """Where spans go, and of which requests (`serving.tracing`)."""
+
+    endpoint: str | None = None
+    """The OTLP collector, such as `http://collector:4318`; None: what the environment says, else no spans."""
+    sample: float = Field(0.0, ge=0, le=1)
+    """Of requests that come without a trace, the share that begins one."""
+
+
 class Service(Frozen):
     """What to serve."""
 
@@ -82,6 +102,9 @@ class Service(Frozen):
     keys: Literal["auto", "required", "off"] = "auto"
     """Whether callers need an API key of the store (`tandem keys`). `auto`: they do, unless the service
     listens on loopback only."""
+
+    log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @field_validator("store")
     @classmethod

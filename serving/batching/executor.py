@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.errors import DeadlineExceeded, NotReady, Overloaded
+from serving.account import Account
 from serving.batching.door import MIN_RETRY_S, Door
 from serving.batching.form import Arrays
 from serving.batching.model import BatchModel
@@ -45,6 +46,14 @@ class BatchObserver(Protocol):
         """Requests ran out of time before their batch did."""
         ...
 
+    def refused(self, reason: str) -> None:
+        """A request wasn't let in: `queue_full` or `deadline`."""
+        ...
+
+    def late(self) -> None:
+        """A request ran, and was done after its deadline."""
+        ...
+
 
 class Executor:
     """One model's queue and its slots. Made, and called, on the event loop it serves.
@@ -72,6 +81,7 @@ class Executor:
         )
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="tandem-model")
         self._slots = slots
+        self._max_queue_rows = max_queue_rows
         self._ends_s: dict[int, float] = {}
         """When each running batch should be done, by the identity of its plan."""
         self._network_s = min(NETWORK_SHARE * slo_s, MAX_NETWORK_S)
@@ -108,7 +118,14 @@ class Executor:
         )
 
     async def submit(
-        self, model: BatchModel, inputs: Arrays, rows: int, deadline_s: float, *, level: int = NORMAL
+        self,
+        model: BatchModel,
+        inputs: Arrays,
+        rows: int,
+        deadline_s: float,
+        *,
+        level: int = NORMAL,
+        account: Account | None = None,
     ) -> Outcome:
         """Queue a request and wait for its outcome. Being cancelled takes it out of the queue.
 
@@ -118,6 +135,7 @@ class Executor:
             deadline_s: on the executor's clock, when the client should have the answer. A request that
                 can't make it isn't let in, or isn't run.
             level: its priority, a key of `serving.batching.ticket.WEIGHTS`.
+            account: told how long it waited and ran.
         """
         if self._closed:
             return Failure(NotReady("the replica is shutting down", retry_after_s=1, fix="try again"))
@@ -149,6 +167,9 @@ class Executor:
         )
         if refusal is not None:
             self._window.lost(now_s)
+            if self._observer:
+                full = self._planner.waiting_rows + rows > self._max_queue_rows
+                self._observer.refused("queue_full" if full else "deadline")
             return Failure(refusal)
         self._planner.add(ticket)
         self._fill_soon()
@@ -156,6 +177,9 @@ class Executor:
             outcome = await future
             if work.finished_s:
                 self._note_held_up(self._clock.monotonic_s() - work.finished_s)
+                if account is not None:
+                    account.queue_s = work.began_s - now_s
+                    account.run_s = work.finished_s - work.began_s
             return outcome
         except asyncio.CancelledError:
             self._planner.cancel(ticket)
@@ -248,11 +272,12 @@ class Executor:
         if self._observer:
             self._observer.ran(plan.rows, now_s - started_s)
         for part, outcome in zip(plan.batch, outcomes, strict=True):
-            self._deliver(part, outcome, now_s)
+            self._deliver(part, outcome, started_s, now_s)
 
-    def _deliver(self, part: Part, outcome: Outcome, now_s: float) -> None:
+    def _deliver(self, part: Part, outcome: Outcome, started_s: float, now_s: float) -> None:
         ticket = part.ticket
         work: Work = ticket.payload
+        work.began_s = work.began_s or started_s
         if isinstance(outcome, Failure):
             self._planner.cancel(ticket)  # what is left of it need not run
         elif part.rows < ticket.rows:
@@ -264,6 +289,8 @@ class Executor:
         work.finished_s = now_s
         if now_s > ticket.deadline_s:
             self._window.lost(now_s)
+            if self._observer:
+                self._observer.late()
         _resolve(ticket, outcome)
 
 

@@ -41,6 +41,8 @@ class Work:
 
     inputs: Arrays
     future: asyncio.Future[Outcome]
+    began_s: float = 0.0
+    """When its first batch began."""
     finished_s: float = 0.0
     """When its last batch was done."""
     pieces: dict[int, Arrays] = field(default_factory=dict)

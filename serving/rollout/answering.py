@@ -50,6 +50,7 @@ async def answer_by_one(
     with replica.lease() as loaded:
         response = await answer(loaded)
     tried.evidence.candidate.broke()
+    replica.metrics.candidate_failed(candidate.name)
     logger.warning("request %s: candidate %s failed: %s", request.id, candidate.name, cause)
     return response
 
@@ -74,8 +75,11 @@ def shadow(replica: Replica, tried: Tried[Loaded], loaded: Loaded, inputs: Array
             began_s = asyncio.get_running_loop().time()
             theirs = await asyncio.to_thread(candidate.runtime.run, inputs)
             tried.evidence.candidate.answered(asyncio.get_running_loop().time() - began_s)
-            tried.evidence.compared += len(next(iter(outputs.values())))
-            tried.evidence.differed += rows_that_differ(loaded.codec.signature, outputs, theirs)
+            rows = len(next(iter(outputs.values())))
+            differing = rows_that_differ(loaded.codec.signature, outputs, theirs)
+            tried.evidence.compared += rows
+            tried.evidence.differed += differing
+            replica.metrics.shadowed(candidate.name, rows, differing)
 
     tried.shadow(ask)
 
@@ -87,7 +91,8 @@ def take_feedback(replica: Replica, feedback: Sequence[Feedback]) -> int:
     candidate = tried.candidate if tried is not None else None
     by_name = {loaded.name: loaded for loaded in (candidate, serving) if loaded is not None}
     known = [entry for entry in feedback if entry.version in by_name]
-    if tried is not None:
-        for entry in known:
+    for entry in known:
+        replica.metrics.scored(entry.version, entry.score)
+        if tried is not None:
             tried.side(by_name[entry.version]).scores.add(entry.score)
     return len(known)

@@ -66,6 +66,8 @@ class NodeCache:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._clock = clock
+        self.hits = self.misses = 0
+        """How often an entry was there already, and how often it wasn't, in this process."""
 
     def hold(
         self, key: str, make: Callable[[Path], None], *, needs_bytes: int, deadline_s: float = 600.0
@@ -86,7 +88,10 @@ class NodeCache:
         try:
             entry = self._folder / key
             self._wait_for(lock, fcntl.LOCK_SH, deadline_s)
-            if not entry.is_dir():
+            if entry.is_dir():
+                self.hits += 1
+            else:
+                self.misses += 1
                 self._wait_for(lock, fcntl.LOCK_EX, deadline_s)
                 if not entry.is_dir():
                     self._make(key, make, needs_bytes)
