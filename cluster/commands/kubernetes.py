@@ -42,6 +42,32 @@ def render(
 
 
 @k8s_app.command()
+def lint(
+    path: Annotated[Path, typer.Argument(help="Manifests: a file, or a folder of some.")],
+    crds: Annotated[Path | None, typer.Option(help="A folder with KubeRay's CRDs, to check against.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Tell what a cluster would refuse or never act upon; exits 2 where there is anything."""
+    from k8s.lint.layers import lint as linted
+    from k8s.planned import read_manifests
+    from k8s.validate import Crds
+
+    found = linted(read_manifests(path), Crds.load(crds) if crds else None)
+    if json_output:
+        findings = [finding._asdict() for finding in found.findings]
+        output.emit({"findings": findings, "unchecked": list(found.unchecked)})
+    else:
+        for finding in found.findings:
+            output.tell(str(finding))
+        for rule in found.unchecked:
+            output.tell(f"not checked: {rule}")
+        if not found.findings:
+            output.tell("nothing found")
+    if found.findings:
+        raise typer.Exit(2)
+
+
+@k8s_app.command()
 def plan(
     old: Annotated[Path, typer.Argument(help="Manifests as they were applied last: a file or a folder.")],
     new: Annotated[Path, typer.Argument(help="Manifests that are to be applied.")],
