@@ -41,6 +41,7 @@ WATCH_AFTER_S = 0.1
 _PROBE = re.compile(r"/v2/(health/(live|ready)|models/[^/]+(/versions/[^/]+)?/ready)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SIZE = re.compile(rb"[0-9]{1,18}")
+_ALIGNMENT = 8
 
 
 @dataclass(slots=True)
@@ -152,7 +153,14 @@ class HttpApp:
         return response
 
     async def read_body(self, request: Request) -> bytes:
-        """The whole body.
+        """The whole body; raises as `read_aligned`."""
+        chunks = await self._read_chunks(request)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def read_aligned(self, request: Request, at: int) -> memoryview:
+        """The whole body, in memory such that its byte `at` lies where a number of 8 bytes may.
+
+        It is put together from what was received in one copy; an array that begins there needs no other.
 
         Raises:
             TooLarge: it is over the limit, or says that it will be.
@@ -160,6 +168,11 @@ class HttpApp:
             Overloaded: too many large bodies are arriving at once.
             ClientGone: the connection closed.
         """
+        chunks = await self._read_chunks(request)
+        padding = -at % _ALIGNMENT
+        return memoryview(b"".join([bytes(padding), *chunks]))[padding:]
+
+    async def _read_chunks(self, request: Request) -> list[bytes]:
         announced = request.headers.get(b"content-length", b"0")
         if not _SIZE.fullmatch(announced):
             raise BadRequest("the content-length can't be read", got=shown(announced.decode("latin-1")))
@@ -172,7 +185,7 @@ class HttpApp:
             if message["type"] == "http.request" and not message.get("more_body"):
                 self._check_size(len(body))
                 request.body_read = True
-                return body
+                return [body]
             return await self._read_rest(request, message, started_s)
         except TimeoutError:
             raise TooSlow(
@@ -185,7 +198,7 @@ class HttpApp:
         """`with …: await …` raises ClientGone there if the client goes away; its body must have been read."""
         return WhileConnected(self._asked, request.receive)
 
-    async def _read_rest(self, request: Request, message: Message, started_s: float) -> bytes:
+    async def _read_rest(self, request: Request, message: Message, started_s: float) -> list[bytes]:
         chunks: list[bytes] = []
         held_bytes = 0
         try:
@@ -202,7 +215,7 @@ class HttpApp:
                         raise Overloaded("too many large requests are arriving at once", retry_after_s=1)
                     if not message.get("more_body"):
                         request.body_read = True
-                        return b"".join(chunks)
+                        return chunks
                     limit.reschedule(started_s + BODY_GRACE_S + held_bytes / BODY_MIN_BYTES_PER_S)
                     message = await request.receive()
         finally:

@@ -19,6 +19,7 @@ from serving.http import HttpApp, Request, Response
 from serving.metrics import ReplicaMetrics
 from serving.protocol.limits import Limits
 from serving.protocol.metadata import server_metadata
+from serving.protocol.oip_request import announced_json_bytes
 from serving.protocol.openapi import openapi
 from serving.protocol.reading import refuse_encodings
 from serving.protocol.terms import read_terms
@@ -29,6 +30,8 @@ from serving.rollout.feedback import parse_feedback
 from serving.tracing import Spans
 
 LONG_BODY_BYTES = 128 * 1024
+LONG_BINARY_BYTES = 4 * 1024 * 1024
+"""Tensors in binary are only looked through for what isn't finite: a millisecond for as much."""
 _JSON = [(b"content-type", b"application/json")]
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -141,10 +144,16 @@ class ModelApp(HttpApp):
 
     async def _infer(self, request: Request) -> Response:
         now_s = self._clock.monotonic_s()
-        body = await self.read_body(request)
+        json_bytes = announced_json_bytes(request.headers)
+        if json_bytes is None:
+            body: bytes | memoryview = await self.read_body(request)
+        else:
+            body = await self.read_aligned(request, json_bytes)
 
         async def answer(loaded: Loaded) -> Response:
-            parsed = await self._parse(loaded, request, loaded.codec.parse_oip, body, request.headers)
+            parsed = await self._parse(
+                loaded, request, loaded.codec.parse_oip, body, request.headers, json_bytes
+            )
             outputs = await self._run(loaded, request, parsed, now_s)
             ran_s = self._clock.monotonic_s()
             rendered, headers = loaded.codec.render_oip(outputs, request=parsed, version=loaded.name)
@@ -175,11 +184,18 @@ class ModelApp(HttpApp):
         return Response(202, orjson.dumps({"counted": counted}), _JSON)
 
     async def _parse(
-        self, loaded: Loaded, request: Request, parse: Callable[..., Any], body: bytes, hints: Any
+        self,
+        loaded: Loaded,
+        request: Request,
+        parse: Callable[..., Any],
+        body: bytes | memoryview,
+        hints: Any,
+        json_bytes: int | None = None,
     ) -> Any:
         account, began_s = request.account, self._clock.monotonic_s()
         account.version, account.received_bytes = loaded.name, len(body)
-        if loaded.codec.decodes_images or len(body) > LONG_BODY_BYTES:
+        is_long = len(body) > LONG_BODY_BYTES if json_bytes is None else len(body) > LONG_BINARY_BYTES
+        if loaded.codec.decodes_images or is_long or (json_bytes or 0) > LONG_BODY_BYTES:
             parsed = await asyncio.to_thread(parse, body, hints)
         else:
             parsed = parse(body, hints)

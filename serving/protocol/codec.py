@@ -33,7 +33,7 @@ class Codec:
         """Whether parsing may decode image files: milliseconds, so better not on an event loop."""
         self._readers = {tensor.name: TensorReader(tensor, self.limits) for tensor in signature.inputs}
 
-    def parse_oip(self, body: bytes, headers: Mapping[bytes, bytes]) -> InferRequest:
+    def parse_oip(self, body: bytes | memoryview, headers: Mapping[bytes, bytes]) -> InferRequest:
         """Read an Open Inference Protocol v2 request, JSON or with binary tensors.
 
         Args:

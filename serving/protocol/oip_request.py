@@ -27,6 +27,7 @@ from serving.protocol.requests import HEADER_LENGTH, Arrays, InferRequest, Outpu
 from serving.protocol.tensors import TensorReader
 
 _NOT_OFFERED = ("shared_memory_region", "classification")
+_INTEGER = {int}
 
 
 class _Declared(NamedTuple):
@@ -39,8 +40,15 @@ class _Declared(NamedTuple):
     binary_bytes: int
 
 
+def announced_json_bytes(headers: Mapping[bytes, bytes]) -> int | None:
+    """How many bytes of JSON are said to lead a body with binary tensors; None where nothing readable is."""
+    text = headers.get(HEADER_LENGTH)
+    # Twenty digits are enough for any length, and int() of unbounded text is slow.
+    return int(text) if text is not None and text.isdigit() and len(text) <= 20 else None
+
+
 def parse(
-    body: bytes,
+    body: bytes | memoryview,
     headers: Mapping[bytes, bytes],
     signature: Signature,
     readers: Mapping[str, TensorReader],
@@ -50,7 +58,7 @@ def parse(
     check_body_size(body, limits)
     refuse_encodings(headers)
     json_bytes = _json_bytes(headers, len(body))
-    text = body if json_bytes == len(body) else body[:json_bytes]
+    text = body if json_bytes == len(body) and isinstance(body, bytes) else bytes(body[:json_bytes])
     document = as_object(read_json(text, limits), "the request", ("inputs",), ("id", "parameters", "outputs"))
     parameters = as_parameters(document.get("parameters"), "the request")
     # One more than the model has can't all be right, so there is no need to look at further ones.
@@ -92,15 +100,15 @@ def _json_bytes(headers: Mapping[bytes, bytes], body_bytes: int) -> int:
     text = headers.get(HEADER_LENGTH)
     if text is None:
         return body_bytes
-    # Twenty digits are enough for any length, and int() of unbounded text is slow.
-    if not (text.isdigit() and len(text) <= 20 and int(text) <= body_bytes):
+    announced = announced_json_bytes(headers)
+    if announced is None or announced > body_bytes:
         raise BadRequest(
             "the header Inference-Header-Content-Length can't be right",
             got=brief(text.decode("latin-1")),
             allowed=f"an integer from 0 to {body_bytes}, the length of the body",
             fix="set it to the number of bytes of JSON that lead the body",
         )
-    return int(text)
+    return announced
 
 
 def _declare(item: Any, readers: Mapping[str, TensorReader]) -> _Declared:
@@ -118,7 +126,7 @@ def _declare(item: Any, readers: Mapping[str, TensorReader]) -> _Declared:
         raise Unprocessable(
             "the model has no such input", got=brief(name), allowed=listed(readers), fix=near(name, readers)
         )
-    if type(shape) is not list or len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape):
+    if type(shape) is not list or len(shape) > 32 or not _are_sizes(shape):
         raise BadRequest(
             f"the shape of {reader.what} can't be read",
             got=f"[{', '.join(map(brief, shape[:9]))}]" if type(shape) is list else brief(shape),
@@ -128,6 +136,10 @@ def _declare(item: Any, readers: Mapping[str, TensorReader]) -> _Declared:
     parameters = as_parameters(entry.get("parameters"), reader.what)
     _refuse_not_offered(parameters, reader.what)
     return _Declared(reader, datatype, shape, *_where_data_is(entry, parameters, reader))
+
+
+def _are_sizes(shape: list[Any]) -> bool:
+    return set(map(type, shape)) <= _INTEGER and min(shape, default=0) >= 0
 
 
 def _where_data_is(
@@ -207,9 +219,11 @@ def _request_id(value: Any, limits: Limits) -> str | None:
 def _requested_outputs(value: Any, parameters: Parameters, signature: Signature) -> tuple[OutputSpec, ...]:
     """What to answer with. An output's own `binary_data` outranks the request's `binary_data_output`."""
     all_binary = _flag(parameters, "binary_data_output", default=False)
+    if not all_binary and (value is None or value == []):
+        return ()
     names = [tensor.name for tensor in signature.outputs]
     if value is None or value == []:
-        return tuple(OutputSpec(name, binary=True) for name in names) if all_binary else ()
+        return tuple(OutputSpec(name, binary=True) for name in names)
     specs: dict[str, OutputSpec] = {}
     for item in as_list(value, "'outputs'"):
         entry = as_object(item, "a requested output", ("name",), ("parameters",))

@@ -53,7 +53,7 @@ def listed(names: Collection[str]) -> str:
     return first if len(names) <= 10 else f"{first} and {len(names) - 10} more"
 
 
-def check_body_size(body: bytes, limits: Limits) -> None:
+def check_body_size(body: bytes | memoryview, limits: Limits) -> None:
     """Refuse a body over the limit. (The server stops reading there; this guards other callers.)"""
     if len(body) > limits.max_body_bytes:
         raise TooLarge(
@@ -95,16 +95,16 @@ def as_object(value: Any, what: str, required: Collection[str], optional: Collec
     Raises:
         BadRequest: it isn't.
     """
-    known = [*required, *optional]
     if type(value) is not dict:
         raise BadRequest(
             f"{what} is not an object",
             got=brief(value),
-            allowed=f"an object with {listed(known)}",
+            allowed=f"an object with {listed([*required, *optional])}",
             fix=f"send {what} as an object",
         )
     for key in value:
-        if key not in known:
+        if key not in required and key not in optional:
+            known = [*required, *optional]
             raise BadRequest(
                 f"{what} has an unknown key", got=brief(key), allowed=listed(known), fix=near(key, known)
             )
@@ -113,7 +113,7 @@ def as_object(value: Any, what: str, required: Collection[str], optional: Collec
             raise BadRequest(
                 f"{what} lacks {key!r}",
                 got=listed(value) or "no key",
-                allowed=f"an object with {listed(known)}",
+                allowed=f"an object with {listed([*required, *optional])}",
                 fix=f"add {key!r}",
             )
     return value

@@ -165,6 +165,8 @@ class TensorReader:
         """`full`, if it is within the limits. Elements that are Python objects on the way are dearer."""
         limits = self._limits
         most_elements = limits.max_objects if as_objects else limits.max_tensor_elements
+        if full[0] <= limits.max_rows and math.prod(full) <= most_elements:
+            return full
         for what, got, most in (
             ("rows", full[0], limits.max_rows),
             ("elements", math.prod(full), most_elements),

@@ -1,11 +1,13 @@
-"""The load: wrk with one thread, a closed loop over keep-alive connections, one fixed JSON body."""
+"""The load: wrk with one thread, a closed loop over keep-alive connections, one fixed body."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("post.lua")
@@ -35,8 +37,10 @@ def find_wrk() -> str | None:
     return shutil.which("wrk")
 
 
-def drive(url: str, body: Path, *, connections: int, seconds: int) -> Load:
-    """Post `body`'s bytes to `url` for some seconds.
+def drive(
+    url: str, body: Path, *, connections: int, seconds: int, headers: Mapping[str, str] | None = None
+) -> Load:
+    """Post `body`'s bytes to `url` for some seconds, as JSON if `headers` don't say otherwise.
 
     Raises:
         subprocess.SubprocessError: wrk failed or hung.
@@ -47,6 +51,7 @@ def drive(url: str, body: Path, *, connections: int, seconds: int) -> Load:
         [
             *(wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"),
             *("-s", str(SCRIPT), url, "--", str(body)),
+            *chain.from_iterable((headers or {}).items()),
         ],
         capture_output=True,
         text=True,

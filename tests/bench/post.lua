@@ -1,10 +1,14 @@
--- wrk -s post.lua URL -- BODY_FILE: posts the file's bytes, and ends by printing one JSON line.
+-- wrk -s post.lua URL -- BODY_FILE [NAME VALUE]...: posts the file's bytes with these headers, and ends by
+-- printing one JSON line.
 
 init = function(args)
   local file = assert(io.open(args[1], "rb"))
   wrk.method = "POST"
   wrk.body = file:read("*a")
   wrk.headers["Content-Type"] = "application/json"
+  for i = 2, #args, 2 do
+    wrk.headers[args[i]] = args[i + 1]
+  end
   file:close()
   -- Built once: every request is the same bytes.
   request_bytes = wrk.format()

@@ -1,10 +1,12 @@
-"""`make bench-serving`: requests a second on the zero-cost model, Tandem beside other servers.
+"""`make bench-serving`: requests a second on the zero-cost model, Tandem beside other servers; and images, in
+binary beside JSON.
 
 One server of each pair runs while it is measured; the other is paused (SIGSTOP), since the daemons
 of an idle Ray take up to a tenth of two cores. Both share two cores with wrk. Each pair measures
 both of Tandem's routes and the peer's one, at each number of connections.
 
-    python -m tests.bench.serving [--peers litserve,mosec] [--pairs 5] [--seconds 2] [--out FILE]
+    python -m tests.bench.serving [--only peers|binary] [--peers litserve,mosec] [--pairs 5] [--seconds 2]
+        [--out FILE]
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import tandem_server
+from tests.bench import image_tensors, tandem_server
 from tests.bench.environments import NotInstalled
 from tests.bench.load import INSTALL, drive, find_wrk
 from tests.bench.machine import distributions, machine_facts, use_cores
@@ -173,6 +175,7 @@ def bench(peers: Sequence[Peer], pairs: int, seconds: int, report: Report, conso
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", choices=("peers", "binary"), help="one part of it")
     parser.add_argument("--peers", default=",".join(PEERS), help=", ".join(PEERS))
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
@@ -187,14 +190,17 @@ def main() -> int:
         parser.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     use_cores(CORES)
     report = Report(
-        "Serving, zero-cost model (64 numbers as JSON, MLP 64-128-10), closed loop by wrk -t1",
+        "Serving, zero-cost model (64 numbers as JSON, MLP 64-128-10) and images, closed loop by wrk -t1",
         machine_facts(),
         {
             "ours": distributions("tandem-ray", "ray", "onnxruntime"),
             "peers": ", ".join(sorted({r for name in names for r in PEERS[name].requirements})),
         },
     )
-    bench([PEERS[name] for name in names], chosen.pairs, chosen.seconds, report, console)
+    if chosen.only != "binary":
+        bench([PEERS[name] for name in names], chosen.pairs, chosen.seconds, report, console)
+    if chosen.only != "peers":
+        report.comparisons.append(image_tensors.compare(chosen.pairs, chosen.seconds))
     report.show(console)
     if chosen.out:
         report.write(chosen.out)

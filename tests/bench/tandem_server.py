@@ -38,10 +38,10 @@ def write_store(folder: Path, graph: bytes) -> None:
     publish(open_store(str(folder)), MODEL, graph, SIGNATURE)
 
 
-def command(store: Path, port: int) -> list[str]:
+def command(store: Path, port: int, model: str = MODEL) -> list[str]:
     """What a user would type."""
     tandem = Path(sys.executable).with_name("tandem")
-    return [str(tandem), "serve", f"{MODEL}@live", "--store", str(store), "--port", str(port), "--json"]
+    return [str(tandem), "serve", f"{model}@live", "--store", str(store), "--port", str(port), "--json"]
 
 
 def variables(state: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import Overloaded
@@ -73,6 +74,23 @@ def test_a_body_in_pieces_is_put_together() -> None:
     answer = call(Echo(max_body_bytes=100), [chunk(b"ab", True), chunk(b"", True), chunk(b"c")])
     assert (answer["status"], answer["body"]) == (200, b"abc")
     assert answer["headers"][b"content-length"] == b"3"
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 117])
+def test_numbers_in_a_body_are_aligned_by_the_one_copy_that_is_made(at: int) -> None:
+    numbers = np.arange(1000, dtype="<f8")
+    body = b"j" * at + numbers.tobytes()
+
+    class Reader(HttpApp):
+        async def respond(self, request: Request) -> Response:
+            whole = await self.read_aligned(request, at)
+            found = np.frombuffer(whole[at:], "<f8")
+            assert found.flags.aligned
+            assert np.array_equal(found, numbers)
+            return Response(200, bytes(whole))
+
+    for pieces in ([chunk(body)], [chunk(body[:50], True), chunk(body[50:])]):
+        assert call(Reader(max_body_bytes=10_000), list(pieces))["body"] == body
 
 
 @pytest.mark.parametrize(
