@@ -29,7 +29,8 @@ class Rules(Frozen):
     error_margin: float = Field(0.01, ge=0, le=1)
     """How much larger than the other version's its share of failed requests may be."""
     latency_ratio: float = Field(1.25, ge=1, le=1000)
-    """How many times the other version's 95th percentile of time in the model its own may be."""
+    """How many times the other version's 95th percentile of time in the model its own may be, for batches of
+    the same size."""
     score_margin: float = Field(0.02, ge=0)
     """How much lower its mean score may be, where labels come back."""
     disagreement: float | None = Field(None, ge=0, le=1)

@@ -205,13 +205,13 @@ class ModelApp(HttpApp):
     async def _run(self, loaded: Loaded, request: Request, parsed: Any, now_s: float) -> Any:
         terms = read_terms(request.headers, parsed.parameters)
         deadline_s = terms.deadline_s(now_s, self._slo_s)
-        tried, asked_s = self._replica.tried, self._clock.monotonic_s()
+        tried = self._replica.tried
         with self.while_connected(request):
             outputs = await self._replica.infer(
                 loaded, parsed, deadline_s, terms.priority, account=request.account
             )
         if tried is not None:
-            tried.side(loaded).answered(self._clock.monotonic_s() - asked_s)
+            tried.side(loaded).answered()
             shadow(self._replica, tried, loaded, parsed.inputs, outputs)
         return outputs
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from serving.metrics import ReplicaMetrics
 from serving.protocol.codec import Codec
 from serving.protocol.limits import Limits
 from serving.protocol.requests import Arrays, InferRequest
+from serving.rollout.evidence import Side
 from serving.rollout.tried import Tried
 from serving.runtimes import load_runtime
 from serving.runtimes.base import Runtime
@@ -160,14 +161,40 @@ class Replica:
         self.metrics.swapped(loaded.name)
         if before is not None:
             logger.info("%s: version %s follows %s", self.served.model, loaded.name, before.name)
+            if self.tried is None or self.tried.candidate is not loaded:
+                loaded.model.take_after(before.model)
             self._close_if_idle(before)
 
     def try_candidate(self, tried: Tried[Loaded] | None) -> None:
         """A trial begins, steps or, with None, ends."""
         before, self.tried = self.tried, tried
+        known = before.candidate if before is not None else None
+        self._compare_batches(tried, begins=tried is not None and tried.candidate is not known)
         self.metrics.trial(tried.trial if tried is not None else None)
         if before is not None and before.candidate is not None:
             self._close_if_idle(before.candidate)
+
+    def _compare_batches(self, tried: Tried[Loaded] | None, *, begins: bool) -> None:
+        """Count, while a trial is on, how long the batches of both versions take."""
+        stable = self._serving
+        if stable is None:
+            return
+        stable.model.seen = None
+        if tried is None or tried.candidate is None:
+            return
+        if begins:
+            tried.candidate.model.take_after(stable.model)
+
+        def beside(side: Side) -> Callable[[int, int, float], None]:
+            def seen(rows: int, length: int, took_s: float) -> None:
+                usual_s = stable.model.latency.estimate_s(rows, length)
+                if usual_s > 0:
+                    side.took(took_s / usual_s)
+
+            return seen
+
+        stable.model.seen = beside(tried.evidence.stable)
+        tried.candidate.model.seen = beside(tried.evidence.candidate)
 
     @contextmanager
     def lease(self, loaded: Loaded | None = None) -> Iterator[Loaded]:

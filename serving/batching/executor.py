@@ -265,6 +265,8 @@ class Executor:
     def _finish(self, model: BatchModel, plan: Plan, started_s: float, outcomes: list[Outcome]) -> None:
         now_s = self._clock.monotonic_s()
         if not any(isinstance(outcome, Failure) for outcome in outcomes):
+            if model.seen is not None:
+                model.seen(plan.rows, plan.length, now_s - started_s)
             model.latency.observe(plan.rows, plan.length, now_s - started_s)
         self._window.ran(now_s, now_s - started_s)
         # The next batch first: the model should not wait while answers are written.

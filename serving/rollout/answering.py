@@ -74,8 +74,11 @@ def shadow(replica: Replica, tried: Tried[Loaded], loaded: Loaded, inputs: Array
         with replica.lease(candidate):
             began_s = asyncio.get_running_loop().time()
             theirs = await asyncio.to_thread(candidate.runtime.run, inputs)
-            tried.evidence.candidate.answered(asyncio.get_running_loop().time() - began_s)
-            rows = len(next(iter(outputs.values())))
+            rows, took_s = len(next(iter(outputs.values()))), asyncio.get_running_loop().time() - began_s
+            usual_s = loaded.model.latency.estimate_s(rows, loaded.model.form.size(inputs).length)
+            tried.evidence.candidate.answered()
+            if usual_s > 0:
+                tried.evidence.candidate.took(took_s / usual_s)
             differing = rows_that_differ(loaded.codec.signature, outputs, theirs)
             tried.evidence.compared += rows
             tried.evidence.differed += differing

@@ -1,7 +1,9 @@
 """What is seen of a trial: counts of both versions that can be added up over replicas.
 
-Times go into a histogram whose buckets grow by a tenth, from 0.1 ms to 1,000 s, so a quantile is known to
-within 10% and replicas' histograms add. Scores keep count, sum and sum of squares. Pure, and small: some
+Batches of a candidate are smaller than those of the version in service, which gets most of the requests, so
+their times can't be compared as they are. Each is divided by what the version in service usually takes for a
+batch of that size. The quotients go into a histogram whose buckets grow by a tenth, so a quantile is known
+to within 10% and replicas' histograms add. Scores keep count, sum and sum of squares. Pure, and small: some
 kilobytes of JSON.
 """
 
@@ -13,7 +15,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_FIRST_S = 1e-4
+_FIRST = 1e-4
 _GROWTH = 1.1
 _LAST_BUCKET = 170
 
@@ -56,32 +58,35 @@ class Side(BaseModel):
     failed: int = 0
     """Those that the version could not answer: it raised, or refused what the other takes."""
     times: Counter[int] = Field(default_factory=Counter)
-    """Answered requests by bucket of their time from the queue to the answer."""
+    """Batches by bucket: how many times what the version in service usually takes they took."""
     scores: Scores = Field(default_factory=Scores)
 
-    def answered(self, duration_s: float) -> None:
+    def answered(self) -> None:
         """The version answered a request."""
         self.requests += 1
-        self.times[_bucket(duration_s)] += 1
+
+    def took(self, times: float) -> None:
+        """A batch took so many times what the version in service usually takes for one of its size."""
+        self.times[_bucket(times)] += 1
 
     def broke(self) -> None:
         """The version could not answer a request."""
         self.requests += 1
         self.failed += 1
 
-    def quantile_s(self, share: float) -> float:
-        """The time that `share` of its answers kept to, as the upper edge of a bucket; 0 without any."""
+    def quantile(self, share: float) -> float:
+        """What `share` of its batches kept to, as the upper edge of a bucket; 0 without any."""
         wanted = share * self.times.total()
         seen = 0
         for bucket in sorted(self.times):
             seen += self.times[bucket]
             if seen >= wanted:
-                return _upper_s(bucket)
+                return _upper(bucket)
         return 0.0
 
-    def slower_than(self, limit_s: float) -> int:
-        """Answers that surely took longer than `limit_s`."""
-        first = _bucket(limit_s) + 1
+    def slower_than(self, limit: float) -> int:
+        """Batches that surely took longer than `limit` times as long."""
+        first = _bucket(limit) + 1
         return sum(count for bucket, count in self.times.items() if bucket >= first)
 
     def plus(self, other: Side) -> Side:
@@ -124,11 +129,11 @@ class Evidence(BaseModel):
         )
 
 
-def _bucket(duration_s: float) -> int:
-    if duration_s <= _FIRST_S:
+def _bucket(times: float) -> int:
+    if times <= _FIRST:
         return 0
-    return min(_LAST_BUCKET, math.ceil(math.log(duration_s / _FIRST_S, _GROWTH)))
+    return min(_LAST_BUCKET, math.ceil(math.log(times / _FIRST, _GROWTH)))
 
 
-def _upper_s(bucket: int) -> float:
-    return _FIRST_S * _GROWTH**bucket
+def _upper(bucket: int) -> float:
+    return _FIRST * _GROWTH**bucket

@@ -20,10 +20,10 @@ from serving.rollout.evidence import Evidence, Scores, Side
 
 _DEVIATIONS = 3.0
 _LEAST_TIMES = 50
-"""Answers of the other version from which its times are taken for known."""
+"""Batches of the other version from which its times are taken for known."""
 _LEAST_FAILURES = 3
 _LEAST_SLOW = 5
-"""One answer alone, if slow, would speak against it at any odds."""
+"""One batch alone, if slow, would speak against it at any odds."""
 _LEAST_SCORES = 20
 _TAIL = 0.05
 
@@ -87,14 +87,14 @@ def _more_failures(rules: Rules, stable: Side, candidate: Side) -> str | None:
 def _slower(rules: Rules, stable: Side, candidate: Side) -> str | None:
     if stable.times.total() < _LEAST_TIMES:
         return None
-    limit_s = stable.quantile_s(1 - _TAIL) * rules.latency_ratio
-    slow, answered = candidate.slower_than(limit_s), candidate.times.total()
+    limit = stable.quantile(1 - _TAIL) * rules.latency_ratio
+    slow, answered = candidate.slower_than(limit), candidate.times.total()
     # As slow as allowed, it would have a share of `_TAIL` above the limit.
     if slow < _LEAST_SLOW or wilson(slow, answered)[0] <= _TAIL:
         return None
     return (
-        f"{slow} of {answered} answers took longer than {limit_s * 1000:.1f} ms,"
-        f" {rules.latency_ratio:g} times the 95th percentile of the version in service"
+        f"{slow} of {answered} batches took more than {limit:.2f} times as long as the version in service"
+        f" usually takes, which is {rules.latency_ratio:g} times the 95th percentile of its own"
     )
 
 

@@ -45,12 +45,12 @@ def test_callers_stay_with_their_version_and_shares_nest() -> None:
 def test_a_quantile_is_known_within_a_tenth() -> None:
     side = Side()
     for number in range(1, 1001):
-        side.answered(number / 1000)
-    assert 0.95 <= side.quantile_s(0.95) <= 0.95 * 1.1
+        side.took(number / 1000)
+    assert 0.95 <= side.quantile(0.95) <= 0.95 * 1.1
     assert side.slower_than(2.0) == 0
     assert side.slower_than(0.0001) == 1000
     assert 1000 - side.slower_than(0.5) == pytest.approx(500, abs=50)
-    assert Side().quantile_s(0.5) == 0
+    assert Side().quantile(0.5) == 0
 
 
 counts = st.integers(0, 50)
@@ -64,7 +64,8 @@ def test_evidence_adds_up_through_the_store(parts: list[tuple[int, int, list[flo
         seen = Evidence(compared=answered, differed=min(answered, failed))
         for side in (seen.candidate, whole.candidate):
             for count in range(answered):
-                side.answered(0.001 * (1 + count))
+                side.answered()
+                side.took(0.001 * (1 + count))
             for _ in range(failed):
                 side.broke()
             for score in scores:
@@ -99,7 +100,8 @@ def good(requests: int, failed: int = 0, slow: float = 1.0, seed: int = 1) -> Si
         if number < failed:
             side.broke()
         else:
-            side.answered(slow * 0.01 * (1 + dice.random()))
+            side.answered()
+            side.took(slow * (0.5 + dice.random()))
     return side
 
 
@@ -170,7 +172,8 @@ def test_twins_are_rarely_abandoned_though_they_are_looked_at_all_the_time() -> 
             if dice.random() < 0.02:
                 side.broke()
             else:
-                side.answered(dice.lognormvariate(-4, 0.5))
+                side.answered()
+                side.took(dice.lognormvariate(0, 0.5))
             if number % 50 == 0 and judge(a_trial(), evidence, 0).action == "abandon":
                 abandoned += 1
                 break

@@ -142,6 +142,25 @@ def test_a_shadow_answers_nobody_and_is_compared(store: Store) -> None:
     assert (tried.evidence.candidate.requests, tried.evidence.stable.requests) == (3, 3)
 
 
+def test_batches_are_compared_with_what_the_version_in_service_takes(store: Store) -> None:
+    publish(store, "m", mlp_graph(2), MLP, alias=None)
+
+    async def body(app: ModelApp, tried: Tried[Any]) -> None:
+        stable, candidate = app._replica.serving.model, tried.candidate.model
+        assert candidate.latency.terms_s == stable.latency.terms_s, "it begins with what is known already"
+        assert candidate.latency is not stable.latency
+        for _ in range(20):
+            await ask(app, ZEROS)
+        usual_s = stable.latency.estimate_s(4)
+        candidate.seen(4, 0, 3 * usual_s)
+        stable.seen(64, 0, stable.latency.estimate_s(64))
+
+    tried = with_trial(store, trial_of(Registry(store), steps=(50,)), body)
+    candidate, stable = tried.evidence.candidate, tried.evidence.stable
+    assert (candidate.times.total(), stable.times.total()) == (11, 11)
+    assert candidate.slower_than(2.0) >= 1
+
+
 def test_feedback_counts_for_the_version_that_answered(store: Store) -> None:
     publish(store, "m", mlp_graph(2), MLP, alias=None)
 
