@@ -56,7 +56,7 @@ FRAGILE = "fragile"
 SIZE, LAYERS = 512, 60
 SLOW_LAYERS = 300
 _VERSION = re.compile(rb"x-model-version: (\d+)", re.IGNORECASE)
-_GIVEN = re.compile(r"of (\d+) (?:requests failed|answers took)")
+_FAILED = re.compile(r"of (\d+) requests failed")
 
 
 def infer(model: str, name: str, datatype: str, shape: Sequence[int], data: Sequence[float]) -> bytes:
