@@ -2,9 +2,8 @@
 
 By default it looks at the youngest objects whenever 700 more were made than freed, which with a hundred
 requests in flight is always, and time and again at everything the process has ever loaded: pauses of tens of
-milliseconds for garbage that isn't there, since a request leaves no cycles behind. Measured on the zero-cost
-model at 128 connections: a fifth of the time of the event loop, and 150 ms instead of 20 ms for the slowest
-hundredth of the requests.
+milliseconds. Measured on the zero-cost model at 128 connections, one run each: 114 µs of CPU a request and
+43 ms for the slowest hundredth by default, 104 µs and 19 ms so.
 """
 
 from __future__ import annotations
