@@ -209,10 +209,10 @@ class Questions:
                     abandon(self._registry, model, "live", why="measured")
                     continue
                 took_s.append(end.at.timestamp() - began / 1e9)
-                counted = _GIVEN.search(end.why)
-                given.append(
-                    100 * int(counted.group(1)) / (took_s[-1] * self._rate) if counted else float("nan")
-                )
+                # Those that failed were answered by the version in service; only the log counts them.
+                counted = _FAILED.search(end.why)
+                exposed = int(counted.group(1)) if counted else answers_by_version(sent)[bad]
+                given.append(100 * exposed / (took_s[-1] * self._rate))
             self._note(f"a version that {what}: begun to abandoned, s", *took_s, at_most=ROLLBACK_AIM_S)
             self._note(f"a version that {what}: requests it was given until then, %", *given, at_most=1)
             self._note(f"a version that {what}: failures that callers saw", failed, at_most=0)
