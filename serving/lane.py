@@ -11,13 +11,14 @@ whatever Serve itself must answer (`/-/healthz`, `/-/routes`) goes on to Serve. 
 done elsewhere: scaling reads our own count of requests in flight (`serving.scaling`), the queue's own bound
 sheds, and the web server's graceful shutdown waits for requests that are being answered.
 
-What can't be avoided, since Serve makes the web server and has no setting for it: of some 70 µs that a
-replica takes for the smallest request, uvicorn's own 21 µs (half of them system calls; a scope, a task and
-an event for each request, a timer for keep-alive, two passes over every header sent, a middleware for
-proxies' headers that changes nothing here); and HAProxy's 26 µs on another core. A protocol of our own in
-uvicorn's place could spare a part of the 21 µs, at most a seventh of the whole, and would have to do its
-limits, keep-alive and shutdown again. The rest is ours: about 20 µs to read and check JSON, 20 µs to queue,
-run and hand back, 10 µs for all else. Ray's daemons take 1 to 3 µs a request, though none reaches them.
+What can't be avoided, since Serve makes the web server and has no setting for it: of some 70 µs that the
+smallest request takes under uvicorn alone (95 µs and more in a replica, where other threads and processes
+share the cores), uvicorn's own 21 µs (half of them system calls; a scope, a task and an event for each
+request, a timer for keep-alive, two passes over every header sent, a middleware for proxies' headers that
+changes nothing here); and HAProxy's 26 µs on another core. A protocol of our own in uvicorn's place could
+spare a part of the 21 µs, at most a seventh of the whole, and would have to do its limits, keep-alive and
+shutdown again. The rest is ours: about 20 µs to read and check JSON, 20 µs to queue, run and hand back, 10
+µs for all else. Ray's daemons take 1 to 3 µs a request, though none reaches them.
 
 In other processes (the ordinary proxy, a replica started without this) nothing is entered, and requests go
 Serve's way, with a sane `x-request-id`, since Serve echoes whatever the client sent.
