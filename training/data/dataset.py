@@ -1,9 +1,9 @@
 """A folder of Parquet files as one numbered sequence of rows.
 
-Files stand in order of their relative path, row groups in order within a file; row 0 is the first
-row of the first. Opening reads the footers only. The fingerprint covers each file's path, size and
-footer (which holds rows, row groups, schema, offsets and the statistics of every column), so it
-changes when a file is added, removed or rewritten; it is not a hash of every byte.
+How rows are numbered is said in `training.data.numbering`. Opening reads the footers only. The
+fingerprint covers each file's path, size and footer (which holds rows, row groups, schema, offsets and
+the statistics of every column), so it changes when a file is added, removed or rewritten; it is not a
+hash of every byte.
 
 Columns come as `training.data.parquet` says: strings and bytes as their `large_` types.
 Knows nothing of batches, tasks or workers.
@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -27,31 +26,18 @@ from cluster.errors import BadInput, StorageError
 from cluster.storage import Location, arrow_filesystem
 from training.data.cache import RowGroupCache
 from training.data.footers import DataFile, find_files, read_footers
+from training.data.numbering import Numbering, RowGroup, row_groups_of
 from training.data.parquet import open_file, read_group
 from training.data.patience import IMPATIENT, Patience
 from training.data.plan import Plan
 from training.data.record import read_record
-from training.data.statistics import check_label, merged, new_summaries, summarised
+from training.data.scan import scanned
+from training.data.table_cache import TableCache
 from training.facts import DatasetFacts
 
 CACHE_BYTES = 64 * 1024 * 1024
 WINDOW_BYTES = 64 * 1024 * 1024
 _MAX_OPEN_FILES = 64
-_SCAN_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """One row group that has rows: number `group` of file number `file`.
-
-    `first_row` is the dataset's number of its first row; `size_bytes` is its size before compression.
-    """
-
-    file: int
-    group: int
-    first_row: int
-    rows: int
-    size_bytes: int
 
 
 class Dataset:
@@ -75,16 +61,16 @@ class Dataset:
         self.files = tuple(file.name for file in files)
         self.schema: Any = files[0].schema
         self.is_remote = not isinstance(filesystem, fs.LocalFileSystem)
-        self.row_groups = _row_groups(files)
+        self.row_groups = row_groups_of(files)
         self.rows = sum(group.rows for group in self.row_groups)
         self.fingerprint = _fingerprint(files)
         self._filesystem = filesystem
         self._root = root
         self._files = files
-        self._first_rows = np.asarray([group.first_row for group in self.row_groups], dtype=np.int64)
+        self._numbering = Numbering(self.row_groups)
         self._lock = threading.Lock()
         self._sources: OrderedDict[int, pa.NativeFile] = OrderedDict()
-        self._cache = _TableCache(cache_bytes)
+        self._cache = TableCache(cache_bytes)
         self._disk = disk
         self._patience = patience
 
@@ -208,9 +194,9 @@ class Dataset:
             table = self.read_group(index, columns)
             if ascending and len(places) == table.num_rows:
                 return table
-            return table.take(pa.array(row_ids[places] - self._first_rows[index]))
+            return table.take(pa.array(row_ids[places] - self._numbering.first_rows[index]))
 
-        jobs = self.by_group(row_ids)
+        jobs = self._numbering.by_group(row_ids)
         if not jobs:
             return self.empty(columns)
         joined = pa.concat_tables(pool.map(part, jobs) if pool else map(part, jobs)).combine_chunks()
@@ -221,19 +207,9 @@ class Dataset:
         back[by_group] = np.arange(len(by_group))
         return joined.take(pa.array(back))
 
-    def by_group(self, row_ids: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-        """Which row groups hold the rows: (index of the group, ascending places in `row_ids`) of each."""
-        groups = np.searchsorted(self._first_rows, row_ids, side="right") - 1
-        counts = np.bincount(groups, minlength=len(self.row_groups))
-        touched = np.flatnonzero(counts)
-        # numpy sorts 16-bit integers by radix, several times as fast as wider ones.
-        order = np.argsort(groups.astype(np.uint16) if len(counts) < 2**16 else groups, kind="stable")
-        parts = np.split(order, np.cumsum(counts[touched])[:-1]) if len(touched) else []
-        return list(zip(touched.tolist(), parts, strict=True))
-
     def group_of(self, row_id: int) -> int:
         """The index in `row_groups` of the one that holds a row."""
-        return int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
+        return self._numbering.group_of(row_id)
 
     @property
     def mean_row_bytes(self) -> float:
@@ -275,7 +251,8 @@ class Dataset:
         stored = read_record(self._filesystem, self._root)
         if stored and (stored.facts.fingerprint, stored.facts.label) == (self.fingerprint, label):
             return stored.facts
-        return self._scan(label)
+        columns = scanned(self.schema, self.row_groups, self.read_group, label)
+        return DatasetFacts(fingerprint=self.fingerprint, rows=self.rows, columns=columns, label=label)
 
     def plan(self, seed: int, *, shuffle: bool = True) -> Plan:
         """The order of this dataset's samples.
@@ -287,23 +264,6 @@ class Dataset:
         window_groups = WINDOW_BYTES * len(self.row_groups) // max(1, total_bytes)
         rows = tuple(group.rows for group in self.row_groups)
         return Plan(seed, self.fingerprint, rows, max(2, min(len(rows), window_groups)), shuffle)
-
-    def _scan(self, label: str) -> DatasetFacts:
-        summaries = new_summaries(self.schema, label)
-        with ThreadPoolExecutor(_SCAN_THREADS, "tandem-scan") as pool:
-            try:
-                # Each thread gives back a few numbers, so only as many tables as threads are alive.
-                for part in pool.map(lambda i: self._summarised(i, label), range(len(self.row_groups))):
-                    summaries = merged(summaries, part)
-            finally:
-                pool.shutdown(cancel_futures=True)
-        columns = {name: summary.facts(name) for name, summary in summaries.items()}
-        check_label(label, columns[label])
-        return DatasetFacts(fingerprint=self.fingerprint, rows=self.rows, columns=columns, label=label)
-
-    def _summarised(self, index: int, label: str) -> Any:
-        table = self.read_group(index, self.schema.names)
-        return summarised(table, label, self.row_groups[index].first_row)
 
     def _source(self, file: int) -> pa.NativeFile:
         with self._lock:
@@ -327,42 +287,6 @@ class Dataset:
                     allowed="every column that the model was made for",
                     fix=f"add '{name}' to the dataset, or use one that has it",
                 )
-
-
-class _TableCache:
-    """What was read last, up to a number of bytes. Safe to use from several threads."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._held_bytes = 0
-        self._lock = threading.Lock()
-        self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
-
-    def get(self, key: tuple[int, tuple[str, ...]]) -> pa.Table | None:
-        with self._lock:
-            if key in self._tables:
-                self._tables.move_to_end(key)
-            return self._tables.get(key)
-
-    def put(self, key: tuple[int, tuple[str, ...]], table: pa.Table) -> None:
-        with self._lock:
-            if table.nbytes > self._limit_bytes or key in self._tables:
-                return
-            self._tables[key] = table
-            self._held_bytes += table.nbytes
-            while self._held_bytes > self._limit_bytes:
-                self._held_bytes -= self._tables.popitem(last=False)[1].nbytes
-
-
-def _row_groups(files: list[DataFile]) -> tuple[RowGroup, ...]:
-    groups, first_row = [], 0
-    for number, file in enumerate(files):
-        for index in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(index)
-            if group.num_rows:
-                groups.append(RowGroup(number, index, first_row, group.num_rows, group.total_byte_size))
-                first_row += group.num_rows
-    return tuple(groups)
 
 
 def _fingerprint(files: list[DataFile]) -> str:
