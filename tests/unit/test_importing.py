@@ -11,7 +11,8 @@ from PIL import Image
 
 from cluster.errors import BadInput, Conflict, NotFound, StorageError
 from cluster.storage import Store, open_store
-from training.data import importing, publish, samples
+from training.data import image_folder as image_folder_module
+from training.data import publish, samples
 from training.data.dataset import Dataset
 from training.data.importing import import_csv, import_images
 from training.data.record import read_record
@@ -197,8 +198,8 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images_becomes_two_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_IMAGE_GROUP_ROWS", 10)
-    monkeypatch.setattr(importing, "_FILES_AT_ONCE", 7)
+    monkeypatch.setattr(image_folder_module, "_IMAGE_GROUP_ROWS", 10)
+    monkeypatch.setattr(image_folder_module, "_FILES_AT_ONCE", 7)
     folder = image_folder(tmp_path)
     report = import_images(folder, str(tmp_path / "out"), eval_fraction=0.2)
     assert (report.train_rows, report.eval_rows, report.skipped_files) == (24, 6, 1)
