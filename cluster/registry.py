@@ -16,76 +16,20 @@ import getpass
 import secrets
 import socket
 from collections.abc import Callable
-from datetime import datetime
 from hashlib import sha256
-from typing import Literal, NamedTuple
-
-from pydantic import ValidationError
 
 from cluster.clock import SYSTEM_CLOCK, Clock
-from cluster.config import Frozen
 from cluster.errors import BadInput, Damaged, NotFound, shown
 from cluster.log import Log
 from cluster.manifest import Manifest, read_file
 from cluster.names import ModelRef, check_name
+from cluster.registry_entry import Change, Entry, Target, Version, parsed
 from cluster.signature import Signature
 from cluster.storage import Store
-from cluster.trial import Trial
+
+__all__ = ["MODELS", "Change", "Entry", "Registry", "Target", "Version"]
 
 MODELS = "models"
-Action = Literal["register", "promote", "rollback", "canary", "shadow", "advance", "abandon"]
-
-
-class Version(Frozen):
-    """An immutable version of a model: where its servable is, and what the gate measured."""
-
-    model: str
-    version: int
-    manifest_key: str
-    manifest_sha256: str
-    run: str
-    metrics: dict[str, float]
-    entry: int
-    """The number of the log entry that registered it."""
-
-
-class Target(Frozen):
-    """What an alias points at, the entry that pointed it there, and the entry to roll back to."""
-
-    version: int
-    entry: int
-    before: int | None = None
-    trial: Trial | None = None
-    """The candidate that is tried beside it; moving the alias ends that."""
-
-
-class Entry(Frozen):
-    """One entry of a model's log."""
-
-    number: int
-    nonce: str
-    action: Action
-    model: str
-    who: str
-    why: str
-    at: datetime
-    version: Version
-    """The version registered, or the one that the alias points at from here on."""
-    alias: str | None = None
-    aliases: dict[str, Target]
-    """Every alias as it stands after this entry."""
-    versions: int
-    """How many versions exist after this entry; they are numbered from 1."""
-
-
-class Change(NamedTuple):
-    """What one entry changes."""
-
-    action: Action
-    version: Version
-    versions: int
-    aliases: dict[str, Target]
-    alias: str | None = None
 
 
 class _Registered(Exception):
@@ -118,7 +62,7 @@ class Registry:
         """
         log = self._log(model)
         head = log.head(known)
-        return _parsed(log.read(head), model, head) if head > known else None
+        return parsed(log.read(head), model, head) if head > known else None
 
     def history(self, model: str) -> list[Entry]:
         """All entries of a model's log, oldest first."""
@@ -126,7 +70,7 @@ class Registry:
         head = log.head()
         if head == 0:
             raise self._no_model(model)
-        return [_parsed(log.read(number), model, number) for number in range(1, head + 1)]
+        return [parsed(log.read(number), model, number) for number in range(1, head + 1)]
 
     def resolve(self, ref: ModelRef) -> Version:
         """The version that `MODEL@ALIAS` or `MODEL@NUMBER` stands for now."""
@@ -277,7 +221,7 @@ class Registry:
         nonce = secrets.token_hex(8)
 
         def entry_bytes(number: int, previous: bytes | None) -> bytes:
-            newest = _parsed(previous, model, number - 1) if previous is not None else None
+            newest = parsed(previous, model, number - 1) if previous is not None else None
             entry = Entry(
                 number=number,
                 nonce=nonce,
@@ -291,10 +235,10 @@ class Registry:
             return entry.model_dump_json(indent=1, exclude_none=True).encode()
 
         number, data = self._log(model).append(entry_bytes)
-        return _parsed(data, model, number)
+        return parsed(data, model, number)
 
     def _entry(self, model: str, number: int) -> Entry:
-        return _parsed(self._log(model).read(number), model, number)
+        return parsed(self._log(model).read(number), model, number)
 
     @staticmethod
     def target(newest: Entry, alias: str) -> Target:
@@ -324,17 +268,6 @@ class Registry:
 
     def _log(self, model: str) -> Log:
         return Log(self._store, f"{MODELS}/{check_name(model, 'model')}/log")
-
-
-def _parsed(data: bytes, model: str, number: int) -> Entry:
-    try:
-        return Entry.model_validate_json(data)
-    except ValidationError as error:
-        raise Damaged(
-            f"entry {number} of the log of model '{model}' can't be understood",
-            got=shown(str(error.errors()[0]["msg"])),
-            fix="it was changed after it was written: restore it",
-        ) from None
 
 
 def _who() -> str:
