@@ -10,7 +10,7 @@ and told about, unless the user says to take over.
 
 That a heartbeat stands still proves no death. So a lease protects people from mistakes, and what
 protects the data is the order of epochs: every driver but the first begins with a fence in the log of
-checkpoints (cluster.manifest), and the one before, should it wake, is refused at its next commit.
+checkpoints (cluster.artifacts), and the one before, should it wake, is refused at its next commit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where a run keeps its things, and the two records it writes of itself.
 
 runs/RUN/run.json                      what was asked for; written once, when the run starts
-runs/RUN/checkpoints/00000001/…        training state (cluster.manifest)
-runs/RUN/servables/00000001/…          exported graphs (cluster.manifest)
+runs/RUN/checkpoints/00000001/…        training state (cluster.artifacts)
+runs/RUN/servables/00000001/…          exported graphs (cluster.artifacts)
 runs/RUN/events/…                      what happened (cluster.events)
 runs/RUN/result.json                   how it ended; rewritten by each attempt that ends
 """
@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from cluster.artifacts import Artifacts
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.config import Frozen
 from cluster.errors import Damaged, NotFound, shown
-from cluster.manifest import Artifacts
 from cluster.names import check_name
 from cluster.storage import Store
 

@@ -23,8 +23,9 @@ from saving_trainer import Nursery, Order, Status, state_at, tensors
 from seaweed import Seaweed
 from torch.distributed import TCPStore
 
+from cluster.artifacts import Artifacts
 from cluster.errors import TandemError
-from cluster.manifest import Artifacts, Manifest, Writer
+from cluster.manifest import Manifest, Writer
 from cluster.runs import Run
 from cluster.storage import Deadlines, open_store
 from training.checkpoints.checkpoint import Restored, restore

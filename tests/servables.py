@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cluster.manifest import Artifacts
+from cluster.artifacts import Artifacts
 from cluster.registry import Registry, Version
 from cluster.signature import Signature, Tensor
 from cluster.storage import Store

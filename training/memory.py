@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from cluster.artifacts import Artifacts
 from cluster.errors import Damaged, NotFound, StorageError
 from cluster.events import EventWriter
-from cluster.manifest import Artifacts
 from cluster.runs import Run
 from training.checkpoints.checkpoint import CheckpointMeta, load_checkpoint
 from training.control import Source

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from seaweed import Seaweed
 
+from cluster.artifacts import Artifacts
 from cluster.errors import Conflict, Damaged, NotFound, StorageError
-from cluster.manifest import Artifacts, Manifest, read_file
+from cluster.manifest import Manifest, read_file
 from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.storage import Deadlines, Store, arrow_filesystem, open_store

@@ -13,8 +13,9 @@ import pytest
 from fault_proxy import Fault, FaultProxy, Kind
 from seaweed import Seaweed
 
+from cluster.artifacts import Artifacts
 from cluster.errors import Damaged, NotFound, StorageError
-from cluster.manifest import Artifacts, read_file
+from cluster.manifest import read_file
 from cluster.storage import Deadlines, Store, open_store
 
 PATIENT = Deadlines(connect_s=1, request_s=2, retry_s=30)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from cluster.artifacts import Artifacts
 from cluster.attempts import Attempt
 from cluster.errors import Conflict, NotFound, StorageError
-from cluster.manifest import Artifacts, FileEntry, Manifest, Writer, read_file
+from cluster.manifest import FileEntry, Manifest, Writer, read_file
 from cluster.runs import Run
 from cluster.storage import Store
 from training.checkpoints.retention import Retention

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.artifacts import Artifacts
 from cluster.errors import Conflict, Damaged, NotFound, StorageError
-from cluster.manifest import Artifacts, Manifest, read_file
+from cluster.manifest import Manifest, read_file
 from cluster.storage import Store, memory_store, open_store
 
 FILES = {"weights": bytes(range(256)) * 40, "empty": b"", "nested/name.json": b"{}"}

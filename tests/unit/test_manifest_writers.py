@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.artifacts import Artifacts
 from cluster.errors import Conflict, StorageError
-from cluster.manifest import Artifacts, FileEntry, Manifest, Writer
+from cluster.manifest import FileEntry, Manifest, Writer
 from cluster.storage import Store, memory_store
 
 OLD, NEW = Writer(epoch=1, generation=4), Writer(epoch=2, generation=0)

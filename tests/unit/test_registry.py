@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cluster.artifacts import Artifacts
 from cluster.errors import BadInput, BadName, Damaged, NotFound
-from cluster.manifest import Artifacts
 from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.storage import Store, memory_store, open_store

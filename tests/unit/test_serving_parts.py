@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from servables import GATHER, LABELS, MLP, TABLE, gather_graph, mlp_graph, publish, table_graph
 
+from cluster.artifacts import Artifacts
 from cluster.connection import Unreachable
 from cluster.errors import BadInput, Damaged, TandemError
-from cluster.manifest import Artifacts
 from cluster.names import ModelRef
 from cluster.registry import Registry
 from cluster.storage import memory_store, open_store

@@ -23,9 +23,10 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
+from cluster.artifacts import Artifacts
 from cluster.config import Frozen
 from cluster.errors import Damaged, shown
-from cluster.manifest import Artifacts, Manifest
+from cluster.manifest import Manifest
 from training.checkpoints.pieces import MODEL, OPTIMIZER, Held, Piece, Spec, fill, held_model, hold, overlaps
 from training.loop import TrainState
 

@@ -3,7 +3,7 @@
 Manifests stay, as the record of what was done; a manifest whose files are gone is passed over by
 whoever reads. Files that no manifest names, left by attempts that lost or died, are swept too, but only
 where the log has a later attempt in the place that they were for: whoever made them would, if it still
-lives, be refused there (cluster.manifest), so nothing will ever name them. Attempts whose name doesn't
+lives, be refused there (cluster.artifacts), so nothing will ever name them. Attempts whose name doesn't
 tell when they were are left alone.
 
 Everything here may fail half-way, or be done by two processes at once: deleting is repeatable, and what
