@@ -34,6 +34,9 @@ _SETTINGS = {
     WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: "30",
     ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0",
 }
+_LOOK_EVERY_S = 1.0
+"""How often Ray Train asks its workers whether they still wait: each time costs all of its processes a few
+milliseconds. What the coordinator wants is heard at once all the same."""
 _LEFT_OUT = (
     "DatasetsCallback",
     "PlacementGroupCleanerCallback",
@@ -110,6 +113,10 @@ class _Controller(TrainController):  # type: ignore[misc]
         worker_group.SynchronizationActor = _NoBarrier
         worker_group_state._shutdown_sync_actor = lambda _: None
         super().__init__(**arguments)
+
+    async def _poll_workers(self) -> Any:
+        await self._scaling_policy.until_wanted(_LOOK_EVERY_S)
+        return await super()._poll_workers()
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]

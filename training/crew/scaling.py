@@ -10,6 +10,7 @@ Imported where Ray Train is, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -58,6 +59,10 @@ class CrewPolicy(ScalingPolicy):  # type: ignore[misc] # Ray's own types are not
         """Whether the coordinator wants another size, or other nodes."""
         return self._decision(self._answer("wanted", 0.0))
 
+    async def until_wanted(self, within_s: float) -> None:
+        """Wait until the coordinator wants something, `within_s` at most."""
+        await asyncio.wait([asyncio.wrap_future(self._asked("wanted").future())], timeout=within_s)
+
     def on_controller_start_worker_group(
         self, *, scaling_config: Any, num_workers: int
     ) -> dict[str, str] | None:
@@ -101,9 +106,7 @@ class CrewPolicy(ScalingPolicy):  # type: ignore[misc] # Ray's own types are not
     def _answer(self, question: str, patience_s: float) -> Resize | None:
         """What the coordinator answers, if it has; it is asked once at a time."""
         try:
-            if self._coming is None or self._coming[0] != question:
-                self._coming = (question, getattr(self._coordinator, question).remote())
-            ready, _ = ray.wait([self._coming[1]], timeout=patience_s)
+            ready, _ = ray.wait([self._asked(question)], timeout=patience_s)
             if not ready:
                 return None
             self._coming = None
@@ -112,6 +115,12 @@ class CrewPolicy(ScalingPolicy):  # type: ignore[misc] # Ray's own types are not
         except ray.exceptions.RayError:
             self._coming = None
             return None  # the driver sees that the coordinator is gone, and ends the run
+
+    def _asked(self, question: str) -> Any:
+        """The answer to come."""
+        if self._coming is None or self._coming[0] != question:
+            self._coming = (question, getattr(self._coordinator, question).remote())
+        return self._coming[1]
 
     def _keep_asking(self) -> None:
         while True:
