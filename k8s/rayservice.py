@@ -11,6 +11,7 @@ from k8s.serveconfig import serve_config
 from k8s.settings import ClusterSettings
 from k8s.stores import check_reachable
 from k8s.yamltext import to_yaml
+from serving.ingress import RETRIES
 from serving.service import Service
 
 _FORGOTTEN_AFTER_S = 10.0
@@ -29,6 +30,7 @@ def ingress_env(drain_s: float) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.lane:middlewares",
+        **RETRIES,
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
