@@ -34,6 +34,9 @@ bench-training: install
 bench-serving: install
 	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.batching
+	$(BIN)/python -m tests.bench.rollout
+	$(BIN)/python -m tests.bench.replicas
+	$(BIN)/python -m tests.bench.scaling
 
 chaos: install
 	$(BIN)/pytest tests/chaos tests/integration/test_training.py --timeout 3600 -m chaos
