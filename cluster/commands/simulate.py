@@ -12,6 +12,8 @@ from cluster import output
 from cluster.commands.options import JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from serving.simulator.compare import Comparison
     from serving.simulator.replicas import Kind
     from serving.simulator.traces import Times
@@ -43,6 +45,15 @@ def simulate(
             metavar="URL", help="Measure the latency at a service that runs.", rich_help_panel=_PANEL
         ),
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:base=S,row=S,...",
+            help="Twice, for two kinds of replica: each alone and both are compared. Besides base and"
+            " row: cold=S, cost=N, batch=N, slots=N, min=N, max=N.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=65536, rich_help_panel=_PANEL)] = 16,
     slots: Annotated[int, typer.Option(min=1, max=64, rich_help_panel=_PANEL)] = 1,
     cold_start_s: Annotated[float, typer.Option(min=0.01, max=3600, rich_help_panel=_PANEL)] = 10.0,
@@ -60,26 +71,53 @@ def simulate(
     json_output: JsonOption = False,
 ) -> None:
     """Replay a trace of requests against scaling policies: violations, replica-seconds, cost, a picture."""
-    from serving.simulator.compare import compare
+    from serving.simulator.compare import Comparison, compare
     from serving.simulator.replicas import Kind
     from serving.simulator.world import Setting
 
+    if kind:
+        setting, compared = _mixed(kind, slo_ms, seed, _times(trace, rate, duration_s, scale, seed))
+        _tell(Comparison(compared), setting, json_output)
+        return
     base_s, row_s = _calibrated(calibrate) if calibrate else _latency(latency)
     if service is not None:
         served = _served(service, model)
         least, most = served.replicas.min, served.replicas.max
         slo_ms, max_batch = served.slo_ms, served.max_batch_size
-    kind = Kind(base_s, row_s, max_batch, slots, cold_start_s, cost_per_hour=cost_per_hour)
-    _check(kind, slo_ms / 1000, least, most)
-    setting = Setting((kind,), ((least, most),), slo_ms / 1000, seed)
+    one = Kind(base_s, row_s, max_batch, slots, cold_start_s, cost_per_hour=cost_per_hour)
+    _check(one, slo_ms / 1000, least, most)
+    setting = Setting((one,), ((least, most),), slo_ms / 1000, seed)
     names = _policies(policy, setting)
     times_s = _times(trace, rate, duration_s, scale, seed)
-    compared = compare(setting, times_s, names)
+    _tell(compare(setting, times_s, names), setting, json_output)
+
+
+def _tell(compared: Comparison, setting: Setting, json_output: bool) -> None:
     if json_output:
         for name, result in compared.results.items():
             output.emit({"policy": name, **_figures(result)})
         return
-    _show(compared, kind, slo_ms)
+    _show(compared, setting)
+
+
+def _mixed(
+    kinds: list[str], slo_ms: float, seed: int, times_s: Times
+) -> tuple[Setting, Mapping[str, Result]]:
+    """Two kinds of replica, each alone and together."""
+    from cluster.errors import BadInput, shown
+    from serving.simulator.mixed import compare_kinds, parse_kind
+    from serving.simulator.world import Setting
+
+    told = [parse_kind(text) for text in kinds]
+    names = [name for name, _, _ in told]
+    if len(set(names)) != 2 or len(told) != 2:
+        raise BadInput(
+            "two kinds are compared", got=shown(", ".join(names)), allowed="--kind twice, of two names"
+        )
+    for _, one, (least, most) in told:
+        _check(one, slo_ms / 1000, least, most)
+    setting = Setting(tuple(one for _, one, _ in told), tuple(b for _, _, b in told), slo_ms / 1000, seed)
+    return setting, compare_kinds(setting, names, times_s)
 
 
 def _times(trace: str, rate: float, duration_s: float, scale: float, seed: int) -> Times:
@@ -161,6 +199,7 @@ def _figures(result: Result) -> dict[str, Any]:
         "violations": result.violations,
         "violation_share": result.violation_share,
         "replica_s": sum(result.replica_s),
+        "replica_s_by_kind": list(result.replica_s),
         "mean_replicas": result.mean_replicas,
         "max_replicas": result.max_replicas,
         "cost": result.cost,
@@ -169,7 +208,8 @@ def _figures(result: Result) -> dict[str, Any]:
     }
 
 
-def _show(compared: Comparison, kind: Kind, slo_ms: float) -> None:
+def _show(compared: Comparison, setting: Setting) -> None:
+    slo_ms = setting.slo_s * 1000
     first = next(iter(compared.results))
     rows = []
     for name, result in compared.results.items():
@@ -179,7 +219,7 @@ def _show(compared: Comparison, kind: Kind, slo_ms: float) -> None:
                 name,
                 f"{result.requests:,}",
                 f"{result.violations:,} ({result.violation_share:.3%})",
-                f"{sum(result.replica_s):,.0f}",
+                " + ".join(f"{one:,.0f}" for one in result.replica_s),
                 f"{result.mean_replicas:.1f}",
                 f"{result.max_replicas:,}",
                 f"{result.cost:,.2f}",
@@ -203,8 +243,8 @@ def _show(compared: Comparison, kind: Kind, slo_ms: float) -> None:
         ),
         rows,
     )
-    capacity_s = kind.capacity_s(slo_ms / 1000)
-    output.tell(f"\nrequests a second (one replica can do {capacity_s:.1f}), over seconds")
+    capacities = ", ".join(f"{kind.capacity_s(setting.slo_s):.1f}" for kind in setting.kinds)
+    output.tell(f"\nrequests a second (one replica can do {capacities}), over seconds")
     _draw([(at, came) for at, came, _, _ in compared.results[first].points])
     for name, result in compared.results.items():
         output.tell(f"\n{name}: replicas")

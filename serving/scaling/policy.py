@@ -28,7 +28,7 @@ _STEP_S = 1.0
 _LEVEL_STEPS = 30
 _LONGEST_GAP_S = 30.0
 """After so long without a look, the history says nothing of now."""
-_CAPACITY_S = 1.0
+CAPACITY_S = 1.0
 """Rows a second that a replica is taken to do before anything is known of it: few enough to start another."""
 
 
@@ -71,7 +71,7 @@ class State:
     """When the newest of them was seen."""
     wanted: tuple[tuple[float, int], ...] = ()
     """(when, replicas): the later of equal or smaller ones make earlier ones moot, so it is descending."""
-    capacity_s: float = _CAPACITY_S
+    capacity_s: float = CAPACITY_S
     share: float = 1.0
     """How much of its capacity a replica turned out to be good for, with requests coming as they do."""
     ready: int = 0
@@ -107,18 +107,19 @@ def decide(settings: Settings, state: State, seen: Seen, target: int, now_s: flo
     seen = seen.sane()
     if not math.isfinite(now_s):
         return Decision(_bounded(settings, target), state)
-    state = _remember(settings, state, seen, target, now_s)
-    need = _need(settings, state, seen)
+    state = remember(settings, state, seen, target, now_s)
+    need = rows_needed(settings, state, seen, state.starts.cold_start_s) / state.capacity_s
     # An idle model is wanted no more, whatever is left in its history.
-    wanted = 0 if _idle(settings, state, now_s) else max(1, math.ceil(min(settings.most, need) - 1e-9))
+    wanted = 0 if idle(settings, state, now_s) else max(1, math.ceil(min(settings.most, need) - 1e-9))
     wanted = _bounded(settings, wanted)
-    state, held = _hold(settings, state, wanted, now_s)
+    state, held = _held(settings, state, wanted, now_s)
     wanted = _bounded(settings, held)
     starts = state.starts.after(ready=seen.ready, target=wanted, now_s=now_s)
     return Decision(wanted, replace(state, starts=starts), need)
 
 
-def _remember(settings: Settings, state: State, seen: Seen, target: int, now_s: float) -> State:
+def remember(settings: Settings, state: State, seen: Seen, target: int, now_s: float) -> State:
+    """The state with what is seen now in its history; nothing is decided."""
     gap_s = now_s - state.rates_s
     if gap_s < 0 or gap_s > _LONGEST_GAP_S:
         state = replace(state, rates=(seen.arriving_rows_s,), rates_s=now_s, wanted=((now_s, target),))
@@ -132,14 +133,14 @@ def _remember(settings: Settings, state: State, seen: Seen, target: int, now_s: 
     return _learn_share(settings, state, seen, now_s, min(max(gap_s, 0.0), _LONGEST_GAP_S))
 
 
-def _need(settings: Settings, state: State, seen: Seen) -> float:
-    """Replicas for the load that is forecast, before rounding."""
+def rows_needed(settings: Settings, state: State, seen: Seen, horizon_s: float) -> float:
+    """Rows a second to provide for, over the next `horizon_s`."""
     forecast = FORECASTS[settings.forecast]
-    expected = max(forecast(state.rates, state.starts.cold_start_s, settings.caution), seen.arriving_rows_s)
+    expected = max(forecast(state.rates, horizon_s, settings.caution), seen.arriving_rows_s)
     spread = settings.chance * math.sqrt(expected / settings.slo_s)
     in_time = seen.ready * state.capacity_s * settings.slo_s / 2
     backlog = max(0.0, seen.waiting_rows - in_time) / settings.drain_s
-    return (max(expected + spread, _level_s(state) / state.share) + backlog) / state.capacity_s
+    return max(expected + spread, _level_s(state) / state.share) + backlog
 
 
 def _learn_share(settings: Settings, state: State, seen: Seen, now_s: float, elapsed_s: float) -> State:
@@ -165,22 +166,27 @@ def _level_s(state: State) -> float:
     return sum(recent) / len(recent)
 
 
-def _idle(settings: Settings, state: State, now_s: float) -> bool:
+def idle(settings: Settings, state: State, now_s: float) -> bool:
     """Whether nothing has been there to be done for a while."""
     return now_s - state.busy_s >= settings.idle_s
 
 
-def _hold(settings: Settings, state: State, wanted: int, now_s: float) -> tuple[State, int]:
-    """The most that was wanted within the hold: more is taken at once, less only after it.
+def hold(
+    wanted: tuple[tuple[float, int], ...], now_wanted: int, now_s: float, hold_s: float
+) -> tuple[tuple[tuple[float, int], ...], int]:
+    """What to remember of what was wanted, and the most of it within `hold_s`."""
+    kept = [(at, n) for at, n in wanted if now_s - at < hold_s and n > now_wanted]
+    kept.append((now_s, now_wanted))
+    return tuple(kept), kept[0][1]
 
-    Zero isn't held: it is wanted only after `idle_s`, which the user has said.
-    """
+
+def _held(settings: Settings, state: State, wanted: int, now_s: float) -> tuple[State, int]:
+    """More is taken at once. Zero isn't held: it is wanted only after `idle_s`, which the user has said."""
     if wanted == 0:
         return replace(state, wanted=()), 0
     hold_s = max(settings.hold_least_s, settings.hold_cold_starts * state.starts.cold_start_s)
-    kept = [(at, n) for at, n in state.wanted if now_s - at < hold_s and n > wanted]
-    kept.append((now_s, wanted))
-    return replace(state, wanted=tuple(kept)), kept[0][1]
+    kept, most = hold(state.wanted, wanted, now_s, hold_s)
+    return replace(state, wanted=kept), most
 
 
 def _bounded(settings: Settings, replicas: float) -> int:

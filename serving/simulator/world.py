@@ -6,8 +6,9 @@ a batch that begins on many of them at once is one event. What it simplifies:
 
 - One queue for all replicas, where the real ones have one each behind an ingress that picks the least
   loaded. It is a little kinder, to every policy alike: a new replica helps with what already waits.
-- Batches are first in, first out, as large as the waiting requests spread over the free slots allow; a
-  request that can't end in time is dropped when its turn comes. (The real planner weighs deadlines.)
+- Batches are first in, first out, as large as the waiting requests spread over the free slots allow (by
+  capacity, where there are several kinds; the ingress weighs its servers so); a request that can't end in
+  time is dropped when its turn comes. (The real planner weighs deadlines.)
 - Requests that come while no replica is ready are held; their time runs anew once one is, as it does live,
   where a request's deadline is set by the replica. They count as violations if they are answered late.
 
@@ -107,6 +108,10 @@ class World:
             for kind in setting.kinds
         ]
         self._pools = [Pool(kind) for kind in setting.kinds]
+        capacities_s = [kind.capacity_s(setting.slo_s) / kind.slots for kind in setting.kinds]
+        self._by_speed = sorted(
+            zip(self._pools, self._batch, capacities_s, strict=True), key=lambda one: one[1][1]
+        )
         self._targets = [low for low, _ in setting.bounds]
         for pool, target in zip(self._pools, self._targets, strict=True):
             pool.ready = target
@@ -160,7 +165,7 @@ class World:
         for index, pool in enumerate(self._pools):
             self._replica_ticks[index] += pool.replicas * span
             tally.in_flight += pool.running_rows * span
-        tally.busy += self._pools[0].busy_slots * span
+        tally.busy += sum(pool.busy_slots for pool in self._pools) * span
         tally.in_flight += self._waiting * span
 
     def _arrive(self, now: int, requests: int) -> None:
@@ -171,14 +176,15 @@ class World:
             self._held = True
 
     def _dispatch(self, now: int) -> None:
-        """Give what waits to the free slots, the first kind first."""
+        """Give what waits to the free slots, those that answer soonest first."""
         if self._held and any(pool.ready for pool in self._pools):
             self._held = False
             for cohort in self._queue:
                 cohort[1] = now + self._slo
-        for pool, batch in zip(self._pools, self._batch, strict=True):
+        for pool, batch, slot_s in self._by_speed:
             while self._waiting and (free := pool.free_slots):
-                rows = min(pool.kind.max_batch, -(-self._waiting // free))
+                all_s = sum(other.free_slots * s for other, _, s in self._by_speed)
+                rows = min(pool.kind.max_batch, math.ceil(self._waiting * slot_s / all_s - 1e-9))
                 while rows > 1 and batch[rows] > self._slo:
                     rows -= 1
                 taken = self._take(now, now + batch[rows], min(self._waiting, rows * free))
@@ -224,25 +230,27 @@ class World:
         self._tallies.append(_Tally())
 
     def _seen(self, now: int) -> list[Seen]:
+        """What is seen of each kind. The queue is of all kinds: the load is told of the first only."""
         span_s = len(self._tallies) * TICK_S
         arriving = sum(tally.arrived for tally in self._tallies) / span_s
         lost = sum(tally.lost for tally in self._tallies) / span_s
         busy = sum(tally.busy for tally in self._tallies) / (len(self._tallies) * self._tick)
         oldest_s = (now - self._queue[0][0]) * self.setting.grid_s if self._queue else 0.0
+        slots = sum(pool.ready * pool.kind.slots for pool in self._pools)
         seen = []
-        for pool in self._pools:
-            slots = max(pool.ready, 1) * pool.kind.slots
+        for index, pool in enumerate(self._pools):
+            of_all = 1 if index == 0 else 0
             seen.append(
                 Seen(
                     ready=pool.ready,
                     starting=len(pool.starting),
-                    arriving_rows_s=arriving,
-                    lost_rows_s=lost,
-                    waiting_rows=self._waiting,
+                    arriving_rows_s=arriving * of_all,
+                    lost_rows_s=lost * of_all,
+                    waiting_rows=self._waiting * of_all,
                     oldest_waiting_s=oldest_s,
-                    busy_fraction=min(1.0, busy / slots),
+                    busy_fraction=min(1.0, busy / max(slots, 1)),
                     capacity_rows_s=pool.kind.capacity_s(self.setting.slo_s),
-                    in_flight=self._tallies[-1].in_flight / self._tick,
+                    in_flight=self._tallies[-1].in_flight / self._tick * of_all,
                 )
             )
         return seen

@@ -16,6 +16,7 @@ from serving.scaling.observed import Seen
 from serving.simulator.baselines import Knative, ServeDefault
 from serving.simulator.calibrate import Totals, fit, read_totals
 from serving.simulator.compare import compare
+from serving.simulator.mixed import compare_kinds
 from serving.simulator.replicas import Kind
 from serving.simulator.traces import SYNTHETIC, Times, bursts, diurnal, read_trace, scaled
 from serving.simulator.world import Result, Setting, World
@@ -190,6 +191,26 @@ def test_counters_are_read_from_a_page() -> None:
     assert read_totals(page).batches == 7
 
 
+def test_two_kinds_do_no_worse_than_the_better_one_by_much() -> None:
+    gpu = Kind(0.015, 0.001, 64, cold_start_s=40.0, cost_per_hour=12.0)
+    setting = Setting((KIND, gpu), ((1, 100), (0, 10)), 1.0)
+    found = compare_kinds(setting, ("cpu", "gpu"), diurnal(200.0, 900.0, 3))
+    cheapest = min(found["cpu alone"].cost, found["gpu alone"].cost)
+    assert found["cpu + gpu"].cost <= 1.2 * cheapest
+    assert found["cpu + gpu"].violation_share <= 0.001
+    assert len(found["cpu + gpu"].replica_s) == 2
+
+
+def test_the_command_compares_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ["--kind", "cpu:base=0.1,row=0.01,min=1", "--kind", "gpu:base=0.01,row=0.001,cost=9,cold=30"]
+    assert main(["simulate", "bursts", "--duration-s", "120", "--json", *kinds]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["policy"] for line in lines] == ["cpu alone", "gpu alone", "cpu + gpu"]
+    assert [len(line["replica_s_by_kind"]) for line in lines] == [1, 1, 2]
+    assert main(["simulate", "diurnal", "--duration-s", "60", *kinds]) == 0
+    assert "cpu + gpu: replicas" in capsys.readouterr().out
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "bursts", "--duration-s", "120", "--json", "--policy", "ours,knative"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -206,6 +227,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["--policy", "magic"],
         ["--min", "5", "--max", "2"],
         ["--calibrate", "nowhere"],
+        ["--kind", "cpu:base=0.1,row=0.01"],
+        ["--kind", "cpu:base=0.1,row=0.01", "--kind", "cpu:base=0.1,row=0.01"],
+        ["--kind", "cpu:base=0.1", "--kind", "gpu:base=0.1,row=0.01"],
+        ["--kind", "cpu:base=2,row=0.01", "--kind", "gpu:base=0.1,row=0.01"],
     ],
 )
 def test_the_command_refuses(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
