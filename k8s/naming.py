@@ -22,6 +22,8 @@ from cluster.errors import BadInput, shown
 from training.recipe import Recipe
 
 MAX_NAME_CHARS = 47
+MAX_SCHEDULE_CHARS = 36
+"""Shorter: each time's RayJob has the schedule's name and a suffix."""
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _HASH_CHARS = 8
 
@@ -30,19 +32,19 @@ COMPONENT_LABEL = "tandem/component"
 ROLE_LABEL = "tandem/role"
 
 
-def check_object_name(name: str, what: str, fix: str) -> str:
+def check_object_name(name: str, what: str, fix: str, max_chars: int = MAX_NAME_CHARS) -> str:
     """`name` itself, if a RayJob or RayService may have it.
 
     Raises:
         BadInput: it is too long, or not a DNS-1035 label.
     """
-    if len(name) <= MAX_NAME_CHARS and _DNS_1035.fullmatch(name):
+    if len(name) <= max_chars and _DNS_1035.fullmatch(name):
         return name
-    problem = f" ({len(name)} characters)" if len(name) > MAX_NAME_CHARS else ""
+    problem = f" ({len(name)} characters)" if len(name) > max_chars else ""
     raise BadInput(
         f"the {what} can't name an object on Kubernetes",
         got=shown(name) + problem,
-        allowed=f"at most {MAX_NAME_CHARS} of a-z, 0-9 and '-', a letter first, no '-' last",
+        allowed=f"at most {max_chars} of a-z, 0-9 and '-', a letter first, no '-' last",
         fix=fix,
     )
 
@@ -72,10 +74,28 @@ def run_name(recipe: Recipe, run: str | None = None) -> str:
         return check_object_name(
             chosen, "run's name", "choose another with --run, or leave it out to have one made"
         )
-    slug = re.sub(r"[._-]+", "-", recipe.model)
+    return f"{_slug(recipe.model, MAX_NAME_CHARS - _HASH_CHARS - 1)}-{content_hash(as_written(recipe))}"
+
+
+def schedule_name(recipe: Recipe, run: str | None = None) -> str:
+    """What a repeated recipe's objects are called, and its runs' names begin with.
+
+    `run`, else the recipe's own run, else its model. Without a hash, unlike a run's: a recipe that changes
+    goes on under the same name.
+
+    Raises:
+        BadInput: a name that was chosen can't name an object on Kubernetes.
+    """
+    if chosen := run or recipe.run:
+        fix = "choose another with --run, or leave it out to have one made"
+        return check_object_name(chosen, "schedule's name", fix, MAX_SCHEDULE_CHARS)
+    return _slug(recipe.model, MAX_SCHEDULE_CHARS)
+
+
+def _slug(model: str, max_chars: int) -> str:
+    slug = re.sub(r"[._-]+", "-", model)
     slug = slug if slug[0].isalpha() else f"m-{slug}"
-    slug = slug[: MAX_NAME_CHARS - _HASH_CHARS - 1].rstrip("-")
-    return f"{slug}-{content_hash(as_written(recipe))}"
+    return slug[:max_chars].rstrip("-")
 
 
 def service_name(name: str) -> str:

@@ -18,7 +18,7 @@ from k8s.capacity import Group
 from k8s.naming import NAME_LABEL, ROLE_LABEL, pod_labels
 from k8s.settings import ClusterSettings, Toleration
 
-Role = Literal["head", "worker", "submitter"]
+Role = Literal["head", "worker", "submitter", "launcher"]
 Manifest = dict[str, Any]
 
 GCS_PORT, DASHBOARD_PORT, SERVE_PORT = 6379, 8265, 8000
@@ -95,6 +95,21 @@ def submitter_template(owner: Owner, settings: ClusterSettings) -> Manifest:
     )
     spec = _pod_spec(owner, settings, container, _SUBMITTER_MEMORY_GIB, grace_s=_GRACE_S)
     return _template(owner, "submitter", spec)
+
+
+def launcher_template(owner: Owner, settings: ClusterSettings, command: list[str]) -> Manifest:
+    """The pod that makes a schedule's next RayJob: no Ray, but a token for the API server."""
+    container = _container(
+        "launcher", settings, _sizes(_SUBMITTER_CPUS, _SUBMITTER_MEMORY_GIB), {"HOME": "/tmp"}
+    )
+    # The Kubernetes Job's name, which tells the time that it was due.
+    due = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
+    container["env"].append({"name": "TANDEM_JOB_NAME", "valueFrom": due})
+    container["command"] = command
+    account = owner._replace(account=f"{owner.name}-schedule")
+    spec = _pod_spec(account, settings, container, _SUBMITTER_MEMORY_GIB, grace_s=_GRACE_S)
+    spec["automountServiceAccountToken"] = True
+    return _template(owner, "launcher", spec)
 
 
 def container_security() -> Manifest:

@@ -26,7 +26,9 @@ def cluster_spec(owner: Owner, settings: ClusterSettings, groups: Sequence[Group
             "rayStartParams": {"num-cpus": "0"},
             "template": head_template(owner, settings, autoscales=autoscales),
         },
-        "workerGroupSpecs": [_worker_group(owner, settings, group) for group in groups],
+        "workerGroupSpecs": [
+            _worker_group(owner, settings, group, autoscales=autoscales) for group in groups
+        ],
     }
     if autoscales:
         spec["autoscalerOptions"] = _autoscaler(settings)
@@ -42,8 +44,8 @@ def redis_options(redis: Redis) -> Manifest:
     return options
 
 
-def _worker_group(owner: Owner, settings: ClusterSettings, group: Group) -> Manifest:
-    return {
+def _worker_group(owner: Owner, settings: ClusterSettings, group: Group, *, autoscales: bool) -> Manifest:
+    made: Manifest = {
         "groupName": group.name,
         "replicas": group.low,
         "minReplicas": group.low,
@@ -51,6 +53,9 @@ def _worker_group(owner: Owner, settings: ClusterSettings, group: Group) -> Mani
         "rayStartParams": {},
         "template": worker_template(owner, settings, group),
     }
+    if autoscales and group.gpus and settings.gpu_idle_timeout_s is not None:
+        made["idleTimeoutSeconds"] = settings.gpu_idle_timeout_s
+    return made
 
 
 def _autoscaler(settings: ClusterSettings) -> Manifest:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from k8s.capacity import Demand, worker_groups
 from k8s.guards import disruption_budget, metadata, network_policy, service_account
 from k8s.naming import service_name
+from k8s.options import Serving
 from k8s.pods import Manifest, Owner
 from k8s.raycluster import cluster_spec, redis_options
 from k8s.serveconfig import serve_config
 from k8s.settings import ClusterSettings
 from k8s.stores import check_reachable
+from k8s.upgrade import upgrade_strategy
 from k8s.yamltext import to_yaml
 from serving.ingress import RETRIES
+from serving.ingress import ingress_env as machine_env
 from serving.service import Service
 
 _FORGOTTEN_AFTER_S = 10.0
 
 
-def ingress_env(drain_s: float) -> dict[str, str]:
+def ingress_env(drain_s: float, *, haproxy: bool = True) -> dict[str, str]:
     """The environment of Ray's processes in a pod: `serving.ingress` without what a shared machine needs.
 
     A pod has ports and folders to itself, so these stay as Ray has them and the pods of a group equal.
@@ -25,7 +28,10 @@ def ingress_env(drain_s: float) -> dict[str, str]:
     Args:
         drain_s: how long a replica that is told to stop has; for the first part of it, until HAProxy on
             every node has seen two health checks fail, it still takes connections.
+        haproxy: HAProxy before the replicas, rather than Serve's own proxy.
     """
+    if not haproxy:
+        return machine_env(haproxy=False)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -43,7 +49,8 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
     """ServiceAccount, NetworkPolicy, PodDisruptionBudget and RayService, in the order to apply them.
 
     Raises:
-        BadInput: a store on the local disk, an impossible resource, an impossible name.
+        BadInput: a store on the local disk, an impossible resource, an impossible name, an upgrade that needs
+            an autoscaler where nothing scales.
     """
     check_reachable({"store": service.store})
     name = service_name(service.name)
@@ -51,7 +58,7 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         name,
         "serving",
         settings.serving_account.name,
-        env=ingress_env(service.drain_s),
+        env=ingress_env(service.drain_s, haproxy=settings.serving.haproxy),
         drain_s=service.drain_s,
         serves=True,
     )
@@ -68,9 +75,12 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayService",
-            "metadata": metadata(name, owner, settings, **{"tandem/store": service.store}),
+            "metadata": metadata(name, owner, settings, **_about(service, settings.serving)),
             "spec": {
-                "upgradeStrategy": {"type": "NewCluster"},
+                "upgradeStrategy": upgrade_strategy(
+                    settings.serving, autoscales=cluster["enableInTreeAutoscaling"]
+                ),
+                "rayClusterDeletionDelaySeconds": settings.serving.old_cluster_s,
                 # When everything may scale to zero, only the head is left to take the first request.
                 "excludeHeadPodFromServeSvc": workers_low > 0,
                 "serveConfigV2": to_yaml(serve_config(service)),
@@ -78,3 +88,11 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
             },
         },
     ]
+
+
+def _about(service: Service, serving: Serving) -> dict[str, str]:
+    """The annotations of the RayService."""
+    found = {"tandem/store": service.store}
+    if serving.unready_s is not None:
+        found["ray.io/initializing-timeout"] = f"{serving.unready_s}s"
+    return found

@@ -14,6 +14,7 @@ from cluster.config import load_yaml
 from cluster.errors import BadInput, shown
 from k8s.pods import Manifest
 from k8s.rayjob import render_recipe
+from k8s.rayschedule import render_schedule
 from k8s.rayservice import render_service
 from k8s.settings import ClusterSettings
 from k8s.yamltext import to_yaml
@@ -61,7 +62,10 @@ def render(path: Path, settings: ClusterSettings, run: str | None = None) -> lis
                 "a service has no run", got=f"--run {shown(run)}", fix="leave --run out, or give a recipe"
             )
         return render_service(load_yaml(Service, path), settings)
-    return render_recipe(load_yaml(Recipe, path), settings, run)
+    recipe = load_yaml(Recipe, path)
+    if settings.schedule:
+        return render_schedule(recipe, settings, settings.schedule, run)
+    return render_recipe(recipe, settings, run)
 
 
 def _is_service(path: Path) -> bool:
@@ -96,7 +100,11 @@ def _needs(settings: ClusterSettings) -> str:
 
 
 def _write(out: Path, manifests: list[Manifest], needs: str, namespace: str) -> list[Path]:
-    texts = {f"{manifest['kind'].lower()}.yaml": _HEADER + to_yaml(manifest) for manifest in manifests}
+    texts: dict[str, str] = {}
+    for manifest in manifests:
+        kind = str(manifest["kind"]).lower()
+        again = sum(name.startswith((f"{kind}.", f"{kind}-")) for name in texts)
+        texts[f"{kind}-{again + 1}.yaml" if again else f"{kind}.yaml"] = _HEADER + to_yaml(manifest)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",

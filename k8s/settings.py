@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import Frozen
+from k8s.options import DnsLabel, DnsSubdomain, Job, Schedule, Serving
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$", max_length=63)]
-DnsSubdomain = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
 AccountName = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=50)]
 """Shorter than Kubernetes asks: the operator cuts longer ones, and then doesn't find the account."""
 _IMAGE = re.compile(
@@ -114,19 +113,6 @@ class WorkerMemory(Frozen):
     per_gpu_gib: float = Field(16, ge=0, le=4096)
 
 
-class Job(Frozen):
-    """How often a RayJob is tried, and for how long."""
-
-    retries: int = Field(3, ge=0, le=100)
-    """New clusters after the first; each resumes from the newest checkpoint in the store."""
-    keep_finished_s: int = Field(3600, ge=0, lt=2**31)
-    """How long the record of a finished job stays; its cluster is gone by then."""
-    deadline_s: int | None = Field(None, ge=1, lt=2**31)
-    """Over all attempts; None means no end."""
-    start_deadline_s: int | None = Field(None, ge=1, lt=2**31)
-    """Until the driver runs; None means waiting for nodes as long as it takes."""
-
-
 class ClusterSettings(Frozen):
     """Where on Kubernetes, and as whom."""
 
@@ -155,13 +141,31 @@ class ClusterSettings(Frozen):
     priority_class: DnsSubdomain | None = None
     idle_timeout_s: int = Field(120, ge=1, lt=2**31)
     """After which the autoscaler removes a worker pod that has nothing to do."""
+    gpu_idle_timeout_s: int | None = Field(None, ge=1, lt=2**31)
+    """The same for pods with GPUs; None: as for the others."""
     job: Job = Job()
+    schedule: Schedule | None = None
+    """Renders a recipe to be trained again and again, instead of once."""
+    serving: Serving = Serving()
     user_id: int = Field(1000, ge=1, lt=2**31)
     group_id: int = Field(1000, ge=1, lt=2**31)
     operator_namespace: DnsLabel | None = None
     """Where the KubeRay operator runs; None lets it in from any namespace, by its label."""
     monitoring_namespace: DnsLabel | None = None
     """Whose pods may read the metrics ports; None lets nobody."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> ClusterSettings:
+        if self.schedule is None or self.schedule.by == "CronJob":
+            return self
+        if self.job.kueue or self.job.gang:
+            raise ValueError("by: CronJob with kueue or gang: a RayCronJob gives its jobs no labels")
+        kept = self.job.cleanup
+        if kept is None or kept.succeeded.record_s is None or kept.failed.record_s is None:
+            raise ValueError(
+                "record_s in both stages of job.cleanup with by: RayCronJob, which keeps all jobs"
+            )
+        return self
 
     @field_validator("image")
     @classmethod

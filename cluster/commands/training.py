@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import output
+from cluster import output, own_job
 from cluster.commands.foreground import ends_with_its_ray
 from cluster.commands.options import (
     DEFAULT_STORE,
@@ -38,6 +38,17 @@ def train(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Continue the run even if another process drives it.")
     ] = False,
+    run_of_job: Annotated[
+        bool, typer.Option("--run-of-job", help="In a Ray job, without --run: the run is called as the job.")
+    ] = False,
+    as_job: Annotated[
+        bool,
+        typer.Option(
+            "--as-job",
+            help="As --run-of-job; and where trying again can't help (exit 2 or 3), the job is stopped"
+            " instead of failing.",
+        ),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train a recipe: commit, gate, register, promote. Exit 3 if the gate refused."""
@@ -47,15 +58,19 @@ def train(
     from training.run import train as train_recipe
 
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for a task that lies beside the recipe
-    wanted = load_yaml(Recipe, recipe, _with_run(overrides, run))
-    with display() as show, ends_with_its_ray():
-        result = train_recipe(wanted, address=address, show=show, take_over=take_over)
-    if json_output:
-        output.emit(result)
-    else:
-        output.show_facts(_facts(result))
-    if result.gate == "failed":
-        raise typer.Exit(_GATE_REFUSED)
+    job_id = own_job.own_job_id(own_job.environment()) if as_job or run_of_job else None
+    with own_job.final_stops_job(job_id if as_job else None):
+        wanted = load_yaml(Recipe, recipe, _with_run(overrides, run))
+        if job_id is not None and run is None:
+            wanted = wanted.model_copy(update={"run": own_job.run_of_job(job_id)})
+        with display() as show, ends_with_its_ray():
+            result = train_recipe(wanted, address=address, show=show, take_over=take_over)
+        if json_output:
+            output.emit(result)
+        else:
+            output.show_facts(_facts(result))
+        if result.gate == "failed":
+            raise typer.Exit(_GATE_REFUSED)
 
 
 def submit(

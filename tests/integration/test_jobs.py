@@ -1,6 +1,7 @@
 """Jobs on a real Ray whose dashboard asks for a token: sent, followed, refused."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +125,14 @@ def test_an_address_that_is_no_dashboards(address: str) -> None:
 def test_addresses_are_completed() -> None:
     assert dashboard_url("head") == dashboard_url("http://head/") == "http://head:8265"
     assert dashboard_url("https://head/ray/") == "https://head/ray"
+
+
+def test_bad_input_stops_the_job_so_that_nobody_tries_it_again(local: LocalRay, tmp_path: Path) -> None:
+    """A job that FAILED would get a new cluster from KubeRay, as often as its retries allow."""
+    tandem = Path(sys.executable).parent / "tandem"
+    jobs = Jobs(url_of(local))
+    job = jobs.run_command(f"{tandem} train missing.yaml --as-job", tmp_path, run="r-2", model="m")
+    said: list[str] = []
+    ended = jobs.follow(job.job_id, said.append)
+    assert ended.status == "STOPPED", said
+    assert "missing.yaml" in "".join(said)

@@ -188,7 +188,7 @@ BROKEN: dict[str, tuple[Tree, Edit, str]] = {
     ),
     "a time after which nothing goes": (
         JOB,
-        lambda t: t["spec"].update(shutdownAfterJobFinishes=False),
+        lambda t: t["spec"].update(shutdownAfterJobFinishes=False, ttlSecondsAfterFinished=60),
         "nothing goes away",
     ),
     "two ways to clean up": (

@@ -204,7 +204,7 @@ def test_examples_render(example: str, where: Path | None) -> None:
 def test_a_job_resumes_its_run_in_every_attempt() -> None:
     job = the(render_recipe(recipe(), ClusterSettings()), "RayJob")
     name = job["metadata"]["name"]
-    assert job["spec"]["entrypoint"] == f"tandem train /recipe/recipe.yaml --json --run {name}"
+    assert job["spec"]["entrypoint"] == f"tandem train /recipe/recipe.yaml --json --run {name} --as-job"
     assert job["spec"]["backoffLimit"] > 0
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     assert "jobId" not in job["spec"], "a fixed id would make the retry find the failed attempt"
@@ -295,7 +295,7 @@ def test_secrets_are_named_and_never_shown() -> None:
         {"redis": {"address": "user:hunter2@redis:6379"}},
         {"tolerations": [{"key": "spot", "value": "yes"}]},
         {"tolerations": [{"key": "spot", "operator": "Equal"}]},
-        {"job": {"keep_finished_s": 2**31}},
+        {"job": {"keep_cluster_s": 2**31}},
         {"image": "tandem"},
         {"image": "tandem:latest"},
         {"image": "registry:5000/tandem"},
