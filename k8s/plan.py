@@ -36,6 +36,14 @@ _UNHASHED_IN_GROUP = ("replicas", "minReplicas", "maxReplicas")
 _UNHASHED_IN_POD = ("tolerations", "schedulingGates")
 _CLUSTER = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
 _ZERO = Demand(0.0, 0.0)
+_MAPS = {
+    "annotations", "headServiceAnnotations", "labels", "limits", "matchLabels", "metadata", "nodeSelector",
+    "rayStartParams", "requests", "resources", "scaleStrategy",
+}  # fmt: skip
+_FLAGS = {"hostIPC", "hostNetwork", "hostPID", "readOnly", "stdin", "stdinOnce", "tty"}
+"""Of these, empty or false is the same as absent."""
+_NOBODYS = ("kubectl.kubernetes.io/last-applied-configuration", "deployment.kubernetes.io/revision")
+"""Annotations that tools leave behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +106,22 @@ def plan(old: Sequence[Manifest], new: Sequence[Manifest]) -> Plan:
 
 
 def _by_name(objects: Sequence[Manifest]) -> dict[str, Manifest]:
-    return {f"{one.get('kind')}/{(one.get('metadata') or {}).get('name')}": one for one in objects}
+    return {object_name(one): one for one in objects}
+
+
+def object_name(manifest: Manifest) -> str:
+    """`KIND/NAME`."""
+    return f"{manifest.get('kind')}/{(manifest.get('metadata') or {}).get('name')}"
 
 
 def _changes(name: str, old: Manifest, new: Manifest) -> Iterator[Change]:
     """The fields of one object that differ, and what comes of each."""
     of_cluster, why_cluster = _of_cluster(old, new)
     cluster = f"spec.{_CLUSTER.get(str(new.get('kind')), '-')}"
-    for path, one, other in _differences(_applied(old), _applied(new), ""):
+    before, after = applied(old), applied(new)
+    if str(new.get("kind")) in _CLUSTER:
+        before, after = _without_empty(before), _without_empty(after)
+    for path, one, other in _differences(before, after, ""):
         if path == cluster or path.startswith((f"{cluster}.", f"{cluster}[")):
             cause = of_cluster != "new cluster" or _UNHASHED.fullmatch(path) is None
             yield Change(name, path, one, other, of_cluster, why_cluster, cause)
@@ -143,13 +159,19 @@ def _outside(path: str, new: Manifest) -> tuple[Effect, str]:
         return "in place", "Serve replaces the replicas of what changed, a few at a time"
     if kind == "RayJob" and path.startswith("spec.") and path != "spec.suspend":
         return "waits", "read when the job begins"
+    if kind in ("CronJob", "RayCronJob"):
+        return "in place", "holds from the next time on; what runs goes on as it is"
     return "in place", "read whenever it changes"
 
 
-def _applied(manifest: Manifest) -> dict[str, Any]:
+def applied(manifest: Manifest) -> dict[str, Any]:
     """What an author writes: no status, and of the metadata labels and annotations alone."""
     metadata = manifest.get("metadata") or {}
-    kept = {key: value for key, value in metadata.items() if key in ("labels", "annotations")}
+    kept: dict[str, Any] = {}
+    for field in ("labels", "annotations"):
+        written = metadata.get(field) or {}
+        if said := {key: value for key, value in written.items() if key not in _NOBODYS}:
+            kept[field] = said
     rest = {key: value for key, value in manifest.items() if key not in ("status", "metadata")}
     return {"metadata": kept, **rest}
 
@@ -177,11 +199,20 @@ def _hashed(cluster: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_empty(value: Any) -> Any:
-    """A tree as the operator writes it to be hashed: what is null or empty isn't there."""
+    """A tree as the operator writes it to be hashed, from Go's types: what says nothing isn't there.
+
+    Nulls, empty lists, empty maps. An empty object is kept where Go has a pointer (`emptyDir: {}`).
+    """
     if isinstance(value, Mapping):
         items = ((key, _without_empty(one)) for key, one in value.items())
-        return {key: one for key, one in items if one not in (None, {}, [])}
+        return {key: one for key, one in items if not _says_nothing(key, one)}
     return [_without_empty(one) for one in value] if isinstance(value, list) else value
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    if value is None or value == []:
+        return True
+    return (value == {} and key in _MAPS) or (value is False and key in _FLAGS)
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -83,3 +83,22 @@ def plan(
         return
     for line in as_text(found):
         output.tell(line)
+
+
+@k8s_app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="Manifests as they were applied last: a file or a folder.")],
+    new: Annotated[Path, typer.Argument(help="Manifests that are to be applied.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Show a promotion for review: what each object's change will do, then the change itself."""
+    from k8s.diff import as_json, as_text
+    from k8s.diff import diff as compared
+    from k8s.planned import read_manifests
+
+    found = compared(read_manifests(old), read_manifests(new))
+    if json_output:
+        output.emit(as_json(found))
+        return
+    for line in as_text(found):
+        output.tell(line)

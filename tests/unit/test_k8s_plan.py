@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.errors import BadInput, NotFound
 from k8s.demand import Demand, cpu, demand
+from k8s.options import Schedule
 from k8s.plan import Change, plan
 from k8s.planned import read_manifests
+from k8s.rayschedule import render_schedule
 from k8s.render import render_recipe, render_service
 from k8s.settings import ClusterSettings
 from k8s.yamltext import to_yaml
@@ -128,6 +130,21 @@ NEW_CLUSTER: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "a group at the end, and an image": lambda m: (extra_group(m, 2), put(container(m), image="x:2")),
     "the idle time of a group": lambda m: put(group(m), idleTimeoutSeconds=30),
     "the service account": lambda m: pod(m)["spec"].update(serviceAccountName="other"),
+    "the order of variables": lambda m: container(m)["env"].reverse(),
+    "a label of Ray's node": lambda m: put(group(m), labels={"zone": "a"}),
+    "resources of Ray's node": lambda m: put(group(m), resources={"CPU": "2"}),
+    "the autoscaler's image": lambda m: put(cluster(m)["autoscalerOptions"], image="x:2"),
+    "hosts of a replica": lambda m: put(group(m), numOfHosts=2),
+    "a priority of a group": lambda m: put(group(m), priority=1),
+    "a mounted volume": lambda m: container(m)["volumeMounts"].append({"name": "tmp", "mountPath": "/v"}),
+    "a probe": lambda m: put(container(m)["readinessProbe"], periodSeconds=9),
+    "a security context": lambda m: put(pod(m)["spec"]["securityContext"], runAsUser=7),
+    "an init container": lambda m: pod(m)["spec"].update(initContainers=[{"name": "i", "image": "i:1"}]),
+    "a second container": lambda m: pod(m)["spec"]["containers"].append({"name": "c", "image": "c:1"}),
+    "spreading over nodes": lambda m: pod(m)["spec"].pop("topologySpreadConstraints"),
+    "an affinity": lambda m: pod(m)["spec"].update(affinity={"nodeAffinity": {}}),
+    "the head's service": lambda m: put(head(m), serviceType="LoadBalancer"),
+    "bounds, and an image": lambda m: (put(group(m), maxReplicas=40), put(container(m), image="x:2")),
 }
 WAITS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "replicas": lambda m: put(group(m), replicas=3),
@@ -166,6 +183,17 @@ NOTHING: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "nothing at all": lambda m: None,
     "a status": lambda m: put(the(m, "RayService"), status={"activeServiceStatus": {}}),
     "what the API server adds": lambda m: put(the(m, "RayService")["metadata"], uid="1", resourceVersion="2"),
+    "what kubectl notes": lambda m: put(
+        the(m, "RayService")["metadata"]["annotations"],
+        **{"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    ),
+    "what is empty, or off": lambda m: (
+        put(container(m), envFrom=[]),
+        pod(m)["spec"].update(hostNetwork=False, nodeSelector={}),
+        put(container(m)["volumeMounts"][0], readOnly=False),
+    ),
+    "nulls": lambda m: put(group(m), idleTimeoutSeconds=None, scaleStrategy=None),
+    "the order of objects": lambda m: m.reverse(),
 }
 
 
@@ -250,6 +278,17 @@ def test_a_running_job_keeps_what_it_began_with() -> None:
     assert plan(old, new).effects == {"waits"}
     the(new, "RayJob")["spec"]["suspend"] = True
     assert plan(old, new).effects == {"waits", "in place"}
+
+
+def test_a_schedule_holds_from_the_next_time_on() -> None:
+    for schedule in ({"cron": "@daily"}, {"cron": "@daily", "by": "RayCronJob", "concurrency": "Allow"}):
+        kept = {"cleanup": {"succeeded": {"record_s": 9}, "failed": {"record_s": 3600}}}
+        where = ClusterSettings.model_validate({"job": kept})
+        old = copy.deepcopy(render_schedule(RECIPE, where, Schedule.model_validate(schedule), "nightly"))
+        new = copy.deepcopy(old)
+        new[-1]["spec"]["schedule"] = "@weekly"
+        (change,) = plan(old, new).changes
+        assert (change.effect, "next time" in change.why) == ("in place", True)
 
 
 def test_objects_that_come_and_go() -> None:
