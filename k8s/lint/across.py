@@ -160,6 +160,8 @@ def _in(manifest: Tree, namespace: str | None) -> bool:
 
 def _peak(manifest: Tree) -> Demand:
     spec = manifest.get("spec") or {}
+    if manifest.get("kind") == "RayCronJob":
+        spec = spec.get("jobTemplate") or {}
     cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec")
     if manifest.get("kind") == "RayCluster":
         cluster = spec

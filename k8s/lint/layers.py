@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from k8s.launch import RAYJOB_FILE
 from k8s.lint.across import across
 from k8s.lint.finding import Finding
+from k8s.lint.gated import gates
 from k8s.lint.operator import refused
 from k8s.lint.restricted import not_restricted
 from k8s.validate import Crds
@@ -30,6 +34,7 @@ def lint(manifests: Sequence[Mapping[str, Any]], crds: Crds | None) -> Linted:
     Args:
         crds: KubeRay's; None leaves the first layer out, and says so.
     """
+    manifests = [*manifests, *_launched(manifests)]
     findings: list[Finding] = []
     unchecked: list[str] = []
     if crds is None:
@@ -41,6 +46,16 @@ def lint(manifests: Sequence[Mapping[str, Any]], crds: Crds | None) -> Linted:
     for manifest in manifests:
         if str(manifest.get("apiVersion")).startswith("ray.io/"):
             findings += refused(manifest)
-            findings += not_restricted(manifest)
+            unchecked += gates(manifest)
+        findings += not_restricted(manifest)
     findings += across(manifests)
     return Linted(tuple(findings), tuple(unchecked))
+
+
+def _launched(manifests: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The RayJobs that schedules will make, out of the ConfigMaps in which they lie."""
+    for manifest in manifests:
+        text = (manifest.get("data") or {}).get(RAYJOB_FILE) if manifest.get("kind") == "ConfigMap" else None
+        if text is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                yield json.loads(text)

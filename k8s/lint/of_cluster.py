@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from k8s.lint.finding import Finding
+from k8s.lint.gated import gated_rules
 
 Tree = Mapping[str, Any]
 _RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
@@ -52,6 +53,7 @@ def cluster_rules(spec: Tree, where: str, owner: Tree, *, standalone: bool) -> I
             "any other",
             "leave it out",
         )
+    yield from gated_rules(spec, where)
     yield from _gcs(spec, head, where, owner)
     yield from _auth(spec, where, standalone=standalone)
     if not standalone and spec.get("upgradeStrategy"):
@@ -174,6 +176,16 @@ def _gcs(spec: Tree, head: Tree, where: str, owner: Tree) -> Iterator[Finding]:
             ", ".join(redis),
             "one",
             "leave Redis' fields out",
+        )
+    storage = options.get("storage") or {}
+    made = [key for key in ("size", "storageClassName", "accessModes") if key in storage]
+    if made and "claimName" in storage:
+        yield Finding(
+            f"{where}.gcsFaultToleranceOptions.storage",
+            "a claim that exists has these already",
+            ", ".join(made),
+            "claimName alone",
+            "leave one of the two out",
         )
     if options.get("storage") and not rocks:
         yield Finding(

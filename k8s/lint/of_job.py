@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from k8s.lint.finding import Finding
 from k8s.lint.of_cluster import cluster_rules
 
@@ -60,6 +62,19 @@ def job_rules(spec: Tree, where: str, manifest: Tree) -> Iterator[Finding]:
             "nothing",
         ),
     ]
+    pod = (((spec.get("rayClusterSpec") or {}).get("headGroupSpec") or {}).get("template") or {}).get("spec")
+    if mode == "SidecarMode" and (pod or {}).get("restartPolicy") not in (None, "Never"):
+        yield Finding(
+            f"{where}.rayClusterSpec.headGroupSpec.template.spec.restartPolicy",
+            "a head that starts again would submit its job again",
+            str((pod or {})["restartPolicy"]),
+            "Never, or nothing",
+            "leave it out",
+        )
+    if not _is_yaml(str(spec.get("runtimeEnvYAML") or "")):
+        yield Finding(
+            f"{where}.runtimeEnvYAML", "it isn't YAML", "a text that can't be read", "YAML", "mend it"
+        )
     selector = spec.get("clusterSelector")
     if selector:
         problems += [
@@ -128,6 +143,14 @@ def _deletion(rules: list[Tree], spec: Tree, where: str) -> Iterator[Finding]:
                 "workers, then the cluster, then the job",
                 "order their times",
             )
+
+
+def _is_yaml(text: str) -> bool:
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def _at(spec: Tree, field: str) -> Any:

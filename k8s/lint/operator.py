@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zoneinfo import available_timezones
 
+from k8s.cron import checked_cron
 from k8s.lint.finding import Finding
 from k8s.lint.of_cluster import cluster_rules
 from k8s.lint.of_job import job_rules
@@ -36,7 +38,26 @@ def refused(manifest: Tree) -> Iterator[Finding]:
     elif kind == "RayJob":
         yield from job_rules(spec, f"{where}.spec", manifest)
     elif kind == "RayCronJob":
+        yield from _schedule(spec, f"{where}.spec")
         yield from job_rules(spec.get("jobTemplate") or {}, f"{where}.spec.jobTemplate", manifest)
+
+
+def _schedule(spec: Tree, where: str) -> Iterator[Finding]:
+    try:
+        checked_cron(str(spec.get("schedule")))
+    except ValueError as error:
+        yield Finding(
+            f"{where}.schedule", "no cron expression", str(spec.get("schedule")), str(error), "mend it"
+        )
+    zone, known = spec.get("timeZone"), available_timezones()
+    if zone is not None and known and zone not in known:
+        yield Finding(
+            f"{where}.timeZone",
+            "no such time zone",
+            str(zone),
+            "such as Europe/Berlin",
+            "use a name of IANA's",
+        )
 
 
 def _name(kind: str, name: str, where: str) -> Iterator[Finding]:

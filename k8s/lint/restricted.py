@@ -1,8 +1,7 @@
 """Pod Security's `restricted` level, checked on the pods as the operator will make them.
 
-What is written isn't all that runs: the operator puts the autoscaler beside the head, and makes a job's
-submitter where no template says how. A hardened head is refused for a sidecar that nobody wrote down, so
-those count here.
+What is written isn't all that runs (`k8s.lint.made`): a hardened head is refused for a sidecar that nobody
+wrote down, so those count here.
 
 Source of the rules: the Kubernetes documentation, "Pod Security Standards", restricted.
 """
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from k8s.lint.finding import Finding
+from k8s.lint.made import pods
 
 Tree = Mapping[str, Any]
 
@@ -46,42 +46,6 @@ def not_restricted(manifest: Tree) -> Iterator[Finding]:
     """What the `restricted` level would refuse of the pods of one object."""
     for where, pod in pods(manifest):
         yield from _pod(pod, where)
-
-
-def pods(manifest: Tree) -> Iterator[tuple[str, Tree]]:
-    """Each pod's spec with its path, what the operator adds included."""
-    kind, spec = str(manifest.get("kind")), manifest.get("spec") or {}
-    where = f"{kind}/{(manifest.get('metadata') or {}).get('name')}.spec"
-    if kind == "RayCluster":
-        yield from _of_cluster(spec, where)
-    elif kind == "RayService":
-        yield from _of_cluster(spec.get("rayClusterConfig") or {}, f"{where}.rayClusterConfig")
-    elif kind in ("RayJob", "RayCronJob"):
-        if kind == "RayCronJob":
-            spec, where = spec.get("jobTemplate") or {}, f"{where}.jobTemplate"
-        yield from _of_cluster(spec.get("rayClusterSpec") or {}, f"{where}.rayClusterSpec")
-        if spec.get("submissionMode", "K8sJobMode") == "K8sJobMode":
-            template = spec.get("submitterPodTemplate")
-            # Without a template the operator's own pod has no security context at all.
-            pod = (template or {}).get("spec") or {"containers": [{"name": "ray-job-submitter"}]}
-            yield f"{where}.submitterPodTemplate.spec", pod
-
-
-def _of_cluster(cluster: Tree, where: str) -> Iterator[tuple[str, Tree]]:
-    head = ((cluster.get("headGroupSpec") or {}).get("template") or {}).get("spec") or {}
-    if cluster.get("enableInTreeAutoscaling"):
-        options = cluster.get("autoscalerOptions") or {}
-        sidecar = {
-            "name": "autoscaler (added by the operator: autoscalerOptions.securityContext)",
-            "securityContext": options.get("securityContext") or {},
-        }
-        head = {**head, "containers": [*(head.get("containers") or []), sidecar]}
-    yield f"{where}.headGroupSpec.template.spec", head
-    for number, group in enumerate(cluster.get("workerGroupSpecs") or []):
-        yield (
-            f"{where}.workerGroupSpecs[{number}].template.spec",
-            (group.get("template") or {}).get("spec") or {},
-        )
 
 
 def _pod(pod: Tree, where: str) -> Iterator[Finding]:

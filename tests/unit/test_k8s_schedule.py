@@ -204,3 +204,17 @@ def test_what_the_api_server_refuses_is_told(server: Server, api: Api) -> None:
 def test_outside_a_pod_there_is_nobody_to_ask() -> None:
     with pytest.raises(BadInput, match="isn't a pod"):
         Api.in_a_pod({})
+
+
+def test_lint_looks_into_what_the_launcher_will_make() -> None:
+    made = rendered(NIGHTLY)
+    config = next(one for one in made if "rayjob.json" in one.get("data", {}))
+    job = launched(made)
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["hostNetwork"] = True
+    config["data"]["rayjob.json"] = json.dumps(job)
+    assert any("hostNetwork" in str(one) for one in lint(made, None).findings)
+
+
+def test_a_gate_that_must_be_on_is_told() -> None:
+    assert any("the gate RayCronJob" in one for one in lint(rendered(BY_KUBERAY), None).unchecked)
+    assert not any("gate" in one for one in lint(rendered(NIGHTLY), crds()).unchecked)
