@@ -35,13 +35,13 @@ from cluster.registry import Registry, Version
 from cluster.signature import Signature
 from cluster.storage import open_store
 from cluster.trial import Trial
-from serving import collector, lane, trace_context
+from serving import collector, lane, trace_context, weights
 from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
 from serving.http import HttpApp, Request, Response
 from serving.key_watch import KeyWatch
-from serving.layout import app_name
+from serving.layout import app_name, other_app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
 from serving.replica import Loaded, Replica
@@ -50,7 +50,7 @@ from serving.rollout.evidence import Evidence
 from serving.rollout.jury import Jury
 from serving.rollout.tried import Tried
 from serving.runtimes.node_cache import NodeCache
-from serving.scaling import on_serve
+from serving.scaling import kinds_on_serve, on_serve
 from serving.scaling.report import written
 from serving.service import ServedModel, Service
 from serving.tracing import Spans, open_spans
@@ -71,19 +71,23 @@ class BuildArgs(Frozen):
 
     service: Service
     model: str | None = None
+    other: bool = False
+    """Whether replicas of the model's second kind are asked for."""
 
 
 @serve.ingress()
 class ModelServer:
     """A replica of one model, as Ray Serve runs it."""
 
-    async def __init__(self, service: dict[str, Any], model: str) -> None:  # type: ignore[misc] # Serve awaits it
+    async def __init__(  # type: ignore[misc] # Serve awaits it
+        self, service: dict[str, Any], model: str, other: bool = False
+    ) -> None:
         whole = Service.model_validate(service)
-        served = next(entry for entry in whole.models if entry.ref.model == model)
+        served = _kind(_served(whole, model), other)
         store = open_store(whole.store)
         loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics(model)
-        self._watch = await asyncio.to_thread(watch_keys, whole, loop, _count_replicas)
+        self._watch = await asyncio.to_thread(watch_keys, whole, loop, _counting(whole, served))
         self._replica = Replica(served, store, self._metrics, _node_cache(whole))
 
         def failed(version: Version | None, error: Exception) -> None:
@@ -126,8 +130,21 @@ class ModelServer:
             self._replica, self._metrics, self._follower, self._watch, log=self._log, spans=self._spans
         )
         lane.enter(self._app)
+        if self._replica.served.other_replicas is not None:
+            self._tell_weight()
         collector.settle()
         return self._app
+
+    def _tell_weight(self) -> None:
+        """Where there are two kinds of replica, the ingress asks each how much it can do."""
+        slo_s = self._replica.served.slo_ms / 1000
+        host = os.environ.get(weights.HOST, "127.0.0.1")
+        self._teller = weights.WeightTeller(lambda: self._replica.load_now, slo_s, host)
+
+        def start(http_port: int) -> None:
+            self._telling = asyncio.ensure_future(self._teller.start(http_port))
+
+        lane.when_port_is_known(start)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What `serving.scaling.on_serve` reads."""
@@ -224,8 +241,8 @@ def build(args: dict[str, Any]) -> serve.Application:
         )
         return front.bind(written)
     served = _served(asked.service, asked.model)
-    deployment = serve.deployment(ModelServer).options(**_options(asked.service, served))
-    return deployment.bind(written, served.ref.model)
+    deployment = serve.deployment(ModelServer).options(**_options(asked.service, served, asked.other))
+    return deployment.bind(written, served.ref.model, asked.other)
 
 
 def log_file(model: str) -> Path:
@@ -262,11 +279,17 @@ def _node_cache(service: Service) -> NodeCache | None:
     return NodeCache(folder, int(service.cache_gib * 2**30)) if folder is not None else None
 
 
-def _count_replicas() -> int:
-    """How many replicas of this deployment run now."""
-    own = serve.get_replica_context()
-    deployments = serve.status().applications[own.app_name].deployments
-    return int(deployments[own.deployment].replica_states.get("RUNNING", 1))
+def _counting(service: Service, served: ServedModel) -> Callable[[], int]:
+    """Counts the replicas of a model, of both kinds, that run now."""
+    names = (app_name(service, served), other_app_name(service, served))[: len(served.kinds)]
+
+    def count() -> int:
+        applications = serve.status().applications
+        deployments = [applications[name].deployments for name in names if name in applications]
+        states = [d[DEPLOYMENT].replica_states for d in deployments if DEPLOYMENT in d]
+        return max(1, sum(int(state.get("RUNNING", 0)) for state in states))
+
+    return count
 
 
 def _served(service: Service, model: str | None) -> ServedModel:
@@ -278,8 +301,14 @@ def _served(service: Service, model: str | None) -> ServedModel:
     )
 
 
-def _options(service: Service, served: ServedModel) -> dict[str, Any]:
-    replicas = served.replicas
+def _kind(served: ServedModel, other: bool) -> ServedModel:
+    """The model as one of its kinds of replica has it."""
+    kind = served.other_replicas if other else served.replicas
+    return served.model_copy(update={"replicas": kind})
+
+
+def _options(service: Service, served: ServedModel, other: bool) -> dict[str, Any]:
+    replicas = _kind(served, other).replicas
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "max_ongoing_requests": _UNBOUNDED_REQUESTS,
@@ -289,7 +318,7 @@ def _options(service: Service, served: ServedModel) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         "logging_config": _QUIET,
     }
-    if replicas.min == replicas.max:
+    if replicas.min == replicas.max and len(served.kinds) == 1:
         return options | {"num_replicas": replicas.min}
     return options | {
         "autoscaling_config": AutoscalingConfig(
@@ -300,17 +329,26 @@ def _options(service: Service, served: ServedModel) -> dict[str, Any]:
             # The policy itself decides when; Serve is not to wait on top of it.
             upscale_delay_s=0,
             downscale_delay_s=0,
-            policy=AutoscalingPolicy(
-                policy_function=on_serve.PATH,
-                policy_kwargs={
-                    "least": replicas.min,
-                    "most": replicas.max,
-                    "slo_s": served.slo_ms / 1000,
-                    "idle_s": replicas.idle_s,
-                },
-            ),
+            policy=_policy(service, served, other),
         )
     }
+
+
+def _policy(service: Service, served: ServedModel, other: bool) -> AutoscalingPolicy:
+    replicas, slo_s = served.replicas, served.slo_ms / 1000
+    if len(served.kinds) == 1:
+        limits = {"least": replicas.min, "most": replicas.max, "slo_s": slo_s, "idle_s": replicas.idle_s}
+        return AutoscalingPolicy(policy_function=on_serve.PATH, policy_kwargs=limits)
+    return AutoscalingPolicy(
+        policy_function=kinds_on_serve.PATH,
+        policy_kwargs={
+            "group": app_name(service, served),
+            "kind": int(other),
+            "terms": [[kind.min, kind.max, kind.price] for kind in served.kinds],
+            "slo_s": slo_s,
+            "idle_s": replicas.idle_s,
+        },
+    )
 
 
 def _forward(service: Service, served: ServedModel) -> Forward:

@@ -7,8 +7,10 @@ nodes; setting them in a driver is too late. Facts of Ray 2.60 that this module 
   replicas, fixed by default: two services on one machine would collide. Its files and sockets, too, have
   one fixed folder.
 - HAProxy and the replicas bind to the host that `serve.start` is given, 127.0.0.1 by default; the metrics
-  and the statistics port bind to every interface whatever it says. `haproxy-on-loopback.sh`, put in the
-  place of the HAProxy binary, rewrites those two lines.
+  and the statistics port bind to every interface whatever it says. `haproxy.sh`, put in the place of the
+  HAProxy binary, rewrites those two lines.
+- HAProxy knows one set of servers for a path, that of one application. `haproxy.sh` puts the replicas of a
+  model's second kind there, too, with weights that they tell themselves (`serving.weights`).
 - Each HTTP request makes HAProxy send a datagram that a Python process parses, for metrics that we count
   ourselves: off.
 - A replica that stops first stays reachable for 30 s, so that load balancers on other nodes forget it. A
@@ -23,6 +25,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from serving import weights
+
 TEMP_DIR = "{temp_dir}"
 """Stands, in a value, for the folder that `cluster.local` gives each local Ray."""
 FIRST_PORT, LAST_PORT = 20_000, 32_000
@@ -35,7 +39,7 @@ RETRIES = {
 """A request whose replica died without a word is asked of another one. Once: were the request itself what
 kills, it must not go through them all. HAProxy asks again only what it still holds, 16 KiB of it."""
 _TRIES = 50
-_WRAPPER = Path(__file__).with_name("haproxy-on-loopback.sh")
+_WRAPPER = Path(__file__).with_name("haproxy.sh")
 
 
 def ingress_env(
@@ -89,7 +93,7 @@ def describe_exposure(host: str, env: Mapping[str, str], *, grpc: bool = False) 
     ]
     if host not in ("127.0.0.1", "::1", "localhost"):
         beyond.append(f"HTTP, {'gRPC ' if grpc else ''}and the replicas on {host}")
-    if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and "RAY_SERVE_HAPROXY_BINARY_PATH" not in env:
+    if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and "TANDEM_HAPROXY_LOOPBACK" not in env:
         metrics = env.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
         statistics = env.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404")
         beyond.append(f"HAProxy's metrics (port {metrics}) and statistics ({statistics}) on every interface")
@@ -97,7 +101,7 @@ def describe_exposure(host: str, env: Mapping[str, str], *, grpc: bool = False) 
 
 
 def _haproxy_env(folder: str, loopback: bool, drain_s: float) -> dict[str, str]:
-    first = free_ports(REPLICA_PORTS + 4)
+    first = free_ports(2 * REPLICA_PORTS + 5)
     env = {
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(first),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(first + 1),
@@ -118,8 +122,14 @@ def _haproxy_env(folder: str, loopback: bool, drain_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
     }
-    if loopback and os.access(_WRAPPER, os.X_OK) and (binary := _haproxy_binary()):
-        env |= {"RAY_SERVE_HAPROXY_BINARY_PATH": str(_WRAPPER), "TANDEM_HAPROXY_BINARY": binary}
+    if os.access(_WRAPPER, os.X_OK) and (binary := _haproxy_binary()):
+        env |= {
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_WRAPPER),
+            "TANDEM_HAPROXY_BINARY": binary,
+            weights.PORTS: str(REPLICA_PORTS + 1),
+        }
+        if loopback:
+            env["TANDEM_HAPROXY_LOOPBACK"] = "1"
     return env
 
 

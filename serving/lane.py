@@ -27,6 +27,7 @@ Serve's way, with a sane `x-request-id`, since Serve echoes whatever the client 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from serving.http import HttpApp, Scope, Send, request_id
@@ -34,6 +35,8 @@ from serving.waiting import Receive
 
 _entered: list[tuple[HttpApp, int]] = []
 """The application and the thread of its event loop."""
+_told: list[Callable[[int], None]] = []
+"""Who asked for the port of the web server."""
 
 
 def enter(app: HttpApp) -> None:
@@ -44,6 +47,12 @@ def enter(app: HttpApp) -> None:
 def leave() -> None:
     """Undo `enter`."""
     _entered.clear()
+    _told.clear()
+
+
+def when_port_is_known(tell: Callable[[int], None]) -> None:
+    """Call `tell` once with the web server's port, which the first health check that comes shows."""
+    _told.append(tell)
 
 
 def middlewares() -> list[Any]:
@@ -65,6 +74,8 @@ class ShortWay:
         elif (app := _application(scope["path"])) is not None:
             await app.serve_directly(scope, receive, send)
         else:
+            while _told and scope.get("server"):
+                _told.pop()(scope["server"][1])
             scope["headers"] = _with_sane_id(scope["headers"])
             await self._around(scope, receive, send)
 

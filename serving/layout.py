@@ -4,6 +4,10 @@ One model: one application at `/`. Several: each model is an application of its 
 `/v2/models/NAME`, with its own replicas and scaling, and the ingress sends its requests straight there; an
 application at `/` answers for the server as a whole and passes `/v1/models/NAME:predict` on. (An
 application has one route prefix, and HAProxy matches whole path segments, longest first.)
+
+A model's second kind of replica is an application of its own, since all replicas of one ask for the same
+resources. Its prefix is the model's behind `/-kinds`, where nobody comes: HAProxy is made to send what comes
+to the model's own prefix to both (`serving.ingress`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from typing import Any, NamedTuple
 from serving.service import ServedModel, Service
 
 IMPORT_PATH = "serving.app:build"
+OTHER_PREFIX = "/-kinds"
+"""Stands in `haproxy-kinds.awk`, too."""
 
 
 class Application(NamedTuple):
@@ -29,7 +35,10 @@ def applications(service: Service) -> list[Application]:
     """The applications of a service, models first: the front has something to pass on to then."""
     written = service.model_dump(mode="json")
     if len(service.models) == 1:
-        return [Application(service.name, "/", {"service": written})]
+        return [
+            Application(service.name, "/", {"service": written}),
+            *_others(service, written),
+        ]
     models = [
         Application(
             app_name(service, served),
@@ -38,7 +47,7 @@ def applications(service: Service) -> list[Application]:
         )
         for served in service.models
     ]
-    return [*models, Application(service.name, "/", {"service": written})]
+    return [*models, *_others(service, written), Application(service.name, "/", {"service": written})]
 
 
 def grpc_application(service: Service, *, address: str, ingress: str, node_id: str | None) -> Application:
@@ -51,6 +60,24 @@ def grpc_application(service: Service, *, address: str, ingress: str, node_id: s
     }
     # Not the name of a model's application: no model's name begins with a dot.
     return Application(f"{service.name}--.grpc", None, args, "serving.grpc.app:build")
+
+
+def other_app_name(service: Service, served: ServedModel) -> str:
+    """The name of the application that runs a model's second kind of replica."""
+    return f"{service.name}--.other.{served.ref.model}"
+
+
+def _others(service: Service, written: dict[str, Any]) -> list[Application]:
+    one = len(service.models) == 1
+    return [
+        Application(
+            other_app_name(service, served),
+            OTHER_PREFIX + ("" if one else f"/v2/models/{served.ref.model}"),
+            {"service": written, "model": served.ref.model, "other": True},
+        )
+        for served in service.models
+        if served.other_replicas is not None
+    ]
 
 
 def app_name(service: Service, served: ServedModel) -> str:

@@ -71,6 +71,12 @@ def run_service(
         TandemError: it didn't become ready.
     """
     models = check_models(service)
+    if not haproxy and any(served.other_replicas for served in service.models):
+        raise BadInput(
+            "two kinds of replica need HAProxy, which spreads requests over both",
+            got="other_replicas, without HAProxy",
+            fix="leave --no-haproxy away, or other_replicas",
+        )
     service = with_keys_settled(service, host)
     stopping = _Stop()
     with stopping, contextlib.ExitStack() as stack:
@@ -179,7 +185,7 @@ def _serving(
         try:
             yield wanted
         finally:
-            _drain([application.name for application in wanted], len(service.models))
+            _drain([application.name for application in wanted], sum(len(s.kinds) for s in service.models))
 
 
 def _gateway(service: Service, host: str, port: int, grpc_port: int) -> Application:
@@ -296,6 +302,9 @@ def _announce(url: str, grpc_url: str | None, models: list[dict[str, Any]], json
 def _cpus_needed(service: Service) -> int:
     """CPUs that a Ray of our own offers: this machine's, and enough for one replica of each model."""
     least = sum(max(s.replicas.min, 1) * s.replicas.cpus for s in service.models)
+    least += sum(
+        max(s.other_replicas.min, 1) * s.other_replicas.cpus for s in service.models if s.other_replicas
+    )
     return max(os.cpu_count() or 1, int(least + 0.999))
 
 

@@ -11,6 +11,9 @@ from cluster.errors import TandemError
 from cluster.names import ModelRef, Name
 from cluster.storage import Location
 
+_CPU_HOUR, _GPU_HOUR = 0.05, 2.5
+"""Dollars; near what clouds ask for a core with its memory, and for a small data centre GPU with its host."""
+
 
 class Replicas(Frozen):
     """How many replicas of a model run, and what each may use."""
@@ -21,12 +24,19 @@ class Replicas(Frozen):
     gpus: float = Field(0, ge=0, le=64)
     idle_s: float = Field(60, ge=1, le=86_400)
     """Without a request for so long, the last replica is stopped, where `min` is 0."""
+    cost_per_hour: float | None = Field(None, gt=0, le=1e6)
+    """Of one replica, in any currency; None: some list prices of its CPUs and GPUs."""
 
     @model_validator(mode="after")
     def _check(self) -> Replicas:
         if self.min > self.max:
             raise ValueError(f"min at most max ({self.max}), not {self.min}")
         return self
+
+    @property
+    def price(self) -> float:
+        """What one replica costs an hour."""
+        return self.cost_per_hour or self.cpus * _CPU_HOUR + self.gpus * _GPU_HOUR or _CPU_HOUR
 
 
 class ServedModel(Frozen):
@@ -35,6 +45,9 @@ class ServedModel(Frozen):
     model: str
     """`NAME@ALIAS` (followed as the alias moves) or `NAME@VERSION` (fixed)."""
     replicas: Replicas = Replicas()
+    other_replicas: Replicas | None = None
+    """A second kind of replica, such as on GPUs; how many of each run, their prices decide. A request that
+    comes when there is none of either starts one of `replicas`."""
     slo_ms: float = Field(1000, gt=0)
     """The latency a request should be answered in."""
     max_batch_size: int = Field(64, ge=1, le=65_536)
@@ -59,6 +72,11 @@ class ServedModel(Frozen):
                 " or full batches could never form"
             )
         return self
+
+    @property
+    def kinds(self) -> tuple[Replicas, ...]:
+        """Its one kind of replica, or both."""
+        return (self.replicas,) if self.other_replicas is None else (self.replicas, self.other_replicas)
 
     @property
     def ref(self) -> ModelRef:

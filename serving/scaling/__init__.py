@@ -6,5 +6,5 @@ starts      how long a cold start takes, learned
 policy      the decision: pure, state in and state out
 kinds       the decision for two kinds of replica, by their prices
 report      how a replica tells its load to Ray Serve, and how that is read
-on_serve    what Ray Serve's controller calls
+on_serve    what Ray Serve's controller calls; kinds_on_serve and kinds_table for two kinds
 """
