@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.errors import BadInput
 from k8s.capacity import Demand, worker_groups
 from k8s.guards import disruption_budget, metadata, network_policy, service_account
 from k8s.naming import service_name
@@ -13,14 +14,19 @@ from k8s.settings import ClusterSettings
 from k8s.stores import check_reachable
 from k8s.upgrade import upgrade_strategy
 from k8s.yamltext import to_yaml
+from serving import weights
 from serving.ingress import RETRIES
 from serving.ingress import ingress_env as machine_env
 from serving.service import Service
 
 _FORGOTTEN_AFTER_S = 10.0
+HAPROXY = "/usr/local/bin/tandem-haproxy"
+"""Where `pip install` puts it in the image of k8s/image/Dockerfile."""
+_WEIGHT_PORTS = 1001
+"""Beyond all of the replicas' HTTP ports, 30000 to 31000."""
 
 
-def ingress_env(drain_s: float, *, haproxy: bool = True) -> dict[str, str]:
+def ingress_env(drain_s: float, *, haproxy: bool = True, kinds: bool = False) -> dict[str, str]:
     """The environment of Ray's processes in a pod: `serving.ingress` without what a shared machine needs.
 
     A pod has ports and folders to itself, so these stay as Ray has them and the pods of a group equal.
@@ -29,10 +35,16 @@ def ingress_env(drain_s: float, *, haproxy: bool = True) -> dict[str, str]:
         drain_s: how long a replica that is told to stop has; for the first part of it, until HAProxy on
             every node has seen two health checks fail, it still takes connections.
         haproxy: HAProxy before the replicas, rather than Serve's own proxy.
+        kinds: whether a model has two kinds of replica, which HAProxy is to send requests to.
     """
     if not haproxy:
         return machine_env(haproxy=False)
-    return {
+    for_kinds = {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": HAPROXY,
+        weights.PORTS: str(_WEIGHT_PORTS),
+        weights.HOST: "0.0.0.0",  # HAProxies on other nodes ask, too; the NetworkPolicy keeps others out
+    }
+    return (for_kinds if kinds else {}) | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.lane:middlewares",
@@ -45,12 +57,23 @@ def ingress_env(drain_s: float, *, haproxy: bool = True) -> dict[str, str]:
     }
 
 
+def _has_two_kinds(service: Service, settings: ClusterSettings) -> bool:
+    names = [model.ref.model for model in service.models if model.other_replicas is not None]
+    if names and not settings.serving.haproxy:
+        raise BadInput(
+            "two kinds of replica need HAProxy, which spreads requests over both",
+            got=f"other_replicas of {', '.join(names)}, and serving.haproxy: false",
+            fix="set serving.haproxy to true, or leave other_replicas away",
+        )
+    return bool(names)
+
+
 def render_service(service: Service, settings: ClusterSettings) -> list[Manifest]:
     """ServiceAccount, NetworkPolicy, PodDisruptionBudget and RayService, in the order to apply them.
 
     Raises:
         BadInput: a store on the local disk, an impossible resource, an impossible name, an upgrade that needs
-            an autoscaler where nothing scales.
+            an autoscaler where nothing scales, two kinds of replica without HAProxy.
     """
     check_reachable({"store": service.store})
     name = service_name(service.name)
@@ -58,11 +81,13 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         name,
         "serving",
         settings.serving_account.name,
-        env=ingress_env(service.drain_s, haproxy=settings.serving.haproxy),
+        env=ingress_env(
+            service.drain_s, haproxy=settings.serving.haproxy, kinds=_has_two_kinds(service, settings)
+        ),
         drain_s=service.drain_s,
         serves=True,
     )
-    replicas = [model.replicas for model in service.models]
+    replicas = [kind for model in service.models for kind in model.kinds]
     groups = worker_groups((Demand(r.cpus, r.gpus, r.min, r.max) for r in replicas), "models.replicas")
     workers_low = sum(group.low for group in groups)
     cluster = cluster_spec(owner, settings, groups)

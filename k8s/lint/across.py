@@ -106,7 +106,8 @@ def _models(application: Tree) -> Iterator[tuple[str, float, float, int]]:
         if only is None and len(service["models"]) > 1:
             return  # the front of several: each of them is an application of its own
         if only is None or name.partition("@")[0] == only:
-            replicas = model.get("replicas") or {}
+            kind = "other_replicas" if args.get("other") else "replicas"
+            replicas = model.get(kind) or {}
             yield (
                 name,
                 float(replicas.get("cpus", 1)),

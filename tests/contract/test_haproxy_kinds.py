@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,16 @@ def test_the_second_kind_stands_beside_the_first(tmp_path: Path) -> None:
     assert "agent" not in servers_of(text, "svc")[0], "nothing changes for a model of one kind"
     assert not [line for line in text.splitlines() if "use_backend" in line and ".other." in line]
     subprocess.run([SCRIPT, "-c", "-f", str(file)], env=environment(31010), check=True, capture_output=True)
+
+
+def test_the_command_of_an_image_does_the_same(tmp_path: Path) -> None:
+    file = configuration(
+        tmp_path, 31010, [backend("svc", "/", 31001), backend("svc--.other.a", "/-kinds", 31002)]
+    )
+    env = {name: value for name, value in environment(31010).items() if name != "TANDEM_HAPROXY_BINARY"}
+    command = [sys.executable, "-m", "serving.haproxy", "-c", "-f", str(file)]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert len([line for line in servers_of(file.read_text(), "svc") if "agent-check" in line]) == 2
 
 
 def test_a_service_of_one_kind_is_left_as_it_is(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def services(draw: st.DrawFn) -> Service:
         gpus = draw(st.one_of(st.just(0.0), shares))
         cpus = draw(st.one_of(shares, st.just(0.0))) if gpus else draw(shares)
         served.append({"model": name, "replicas": draw(bounds(least=0)) | {"cpus": cpus, "gpus": gpus}})
+        if draw(st.booleans()):
+            served[-1]["other_replicas"] = draw(bounds(least=0)) | {"cpus": draw(shares), "gpus": 1.0}
     drain_s = draw(st.floats(1, 3600) | st.just(0))
     return service(name=draw(dns_names), store=draw(uris), models=served, drain_s=drain_s)
 
@@ -266,6 +268,29 @@ def test_what_shares_a_gpu_shares_a_pod() -> None:
 def test_models_of_one_size_share_a_group() -> None:
     two = [Demand(1, 0, 1, 2), Demand(1, 0, 0, 3), Demand(2, 1, 1, 1)]
     assert worker_groups(two, "w") == [(1, 0, 1, 5), (2, 1, 1, 1)]
+
+
+def test_each_kind_of_replica_has_pods_of_its_own() -> None:
+    model = {
+        "model": "digits@live",
+        "replicas": {"min": 1, "max": 8, "cpus": 1},
+        "other_replicas": {"min": 0, "max": 2, "cpus": 4, "gpus": 1},
+    }
+    made = service(models=[model])
+    manifests = render_service(made, ClusterSettings())
+    assert_sound(manifests)
+    groups = the(manifests, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert [(g["groupName"], g["minReplicas"], g["maxReplicas"]) for g in groups] == [
+        ("cpu1", 1, 8),
+        ("cpu4-gpu1", 0, 2),
+    ]
+    assert ["tolerations" in g["template"]["spec"] for g in groups] == [False, True]
+    for pod in pods_of(manifests).values():
+        env = {e["name"]: e["value"] for e in pod["spec"]["containers"][0]["env"]}
+        assert env["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/usr/local/bin/tandem-haproxy"
+        assert int(env["TANDEM_WEIGHT_PORTS"]) > 1000
+    with pytest.raises(BadInput, match="HAProxy"):
+        render_service(made, ClusterSettings.model_validate({"serving": {"haproxy": False}}))
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 1.5), (0, 0), (1, 0.001), (0.001, 0)])
