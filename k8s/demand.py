@@ -27,10 +27,14 @@ class Demand(NamedTuple):
 
 
 def demand(group: Mapping[str, Any]) -> Demand:
-    """Of one pod of a head or worker group: its containers together, requests where there are no limits."""
+    """Of one pod of a head or worker group: its containers together, requests where there are no limits.
+
+    Init containers count where they go on running.
+    """
     pod = (group.get("template") or {}).get("spec") or {}
     cpus, gpus = 0.0, 0.0
-    for container in pod.get("containers") or []:
+    sidecars = [one for one in pod.get("initContainers") or [] if one.get("restartPolicy") == "Always"]
+    for container in [*(pod.get("containers") or []), *sidecars]:
         resources = container.get("resources") or {}
         sizes = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
         cpus += cpu(sizes.get("cpu", 0))

@@ -54,7 +54,7 @@ def network_policy(owner: Owner, settings: ClusterSettings) -> Manifest:
         },
     ]
     if owner.serves:
-        rules.append({"ports": _tcp(SERVE_PORT)})
+        rules.append({"ports": _tcp(SERVE_PORT, *([owner.grpc_port] if owner.grpc_port else []))})
     if settings.monitoring_namespace:
         ports = _tcp(METRICS_PORT, HAPROXY_METRICS_PORT) if owner.serves else _tcp(METRICS_PORT)
         rules.append({"from": [_from_namespace(settings.monitoring_namespace, None)], "ports": ports})

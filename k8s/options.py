@@ -18,6 +18,9 @@ _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$", max_length=63)]
 DnsSubdomain = Annotated[str, Field(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
 
+_TAKEN_PORTS = {6379, 8000, 8080, 8265, 8404, 9101}
+"""Of a pod: the head's state, requests, metrics, the dashboard, and HAProxy's own two."""
+
 
 class Stages(Frozen):
     """What goes how long after the end, the smaller before the larger; None keeps it."""
@@ -171,6 +174,8 @@ class Serving(Frozen):
     """A new service that isn't ready by then is given up for good (it must be deleted); None waits."""
     haproxy: bool = True
     """HAProxy before the replicas; else Serve's own proxy."""
+    grpc_port: int | None = Field(None, ge=1024, le=9999)
+    """Where the Open Inference Protocol is answered over gRPC as well; None: nowhere."""
 
     @model_validator(mode="after")
     def _check(self) -> Serving:
@@ -178,4 +183,6 @@ class Serving(Frozen):
             raise ValueError("a gateway with upgrade: incremental")
         if self.gateway is not None and self.upgrade in ("new-cluster", "none"):
             raise ValueError(f"no gateway with upgrade: {self.upgrade}")
+        if self.grpc_port in _TAKEN_PORTS:
+            raise ValueError(f"a grpc_port that Ray leaves free: none of {sorted(_TAKEN_PORTS)}")
         return self

@@ -26,13 +26,15 @@ METRICS_PORT, HAPROXY_METRICS_PORT = 8080, 9101
 _AGENT_PORT = 52365
 _GRACE_S = 30
 _SUBMITTER_CPUS, _SUBMITTER_MEMORY_GIB = 1, 1
+_GATEWAY_CPUS, _GATEWAY_MEMORY_GIB = 1, 0.5
+SERVICE_DIR, SERVICE_FILE = "/service", "service.yaml"
 
 
 class Owner(NamedTuple):
     """Whose pods these are: the object's name, the part of Tandem, and what differs between them.
 
     `env` goes to every Ray container, `drain_s` delays the end of a worker that is told to stop,
-    `serves` gives pods the port that requests arrive at.
+    `serves` gives pods the port that requests arrive at, `grpc_port` a gateway beside it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Owner(NamedTuple):
     env: Mapping[str, str] = {}
     drain_s: float = 0
     serves: bool = False
+    grpc_port: int | None = None
 
 
 def head_template(owner: Owner, settings: ClusterSettings, *, autoscales: bool) -> Manifest:
@@ -52,6 +55,8 @@ def head_template(owner: Owner, settings: ClusterSettings, *, autoscales: bool) 
     container["readinessProbe"] = _probe("/api/healthz", _AGENT_PORT, period_s=5, failures=10)
     spec = _pod_spec(owner, settings, container, settings.head.memory_gib, grace_s=_GRACE_S)
     spec["automountServiceAccountToken"] = autoscales
+    if owner.grpc_port is not None:
+        _add_gateway(spec, owner, settings, owner.grpc_port)
     return _template(owner, "head", spec)
 
 
@@ -85,6 +90,8 @@ def worker_template(owner: Owner, settings: ClusterSettings, group: Group) -> Ma
             }
     if owner.serves:
         spec["topologySpreadConstraints"] = [_spread(owner)]
+    if owner.grpc_port is not None:
+        _add_gateway(spec, owner, settings, owner.grpc_port)
     return _template(owner, "worker", spec)
 
 
@@ -110,6 +117,33 @@ def launcher_template(owner: Owner, settings: ClusterSettings, command: list[str
     spec = _pod_spec(account, settings, container, _SUBMITTER_MEMORY_GIB, grace_s=_GRACE_S)
     spec["automountServiceAccountToken"] = True
     return _template(owner, "launcher", spec)
+
+
+def _add_gateway(pod: Manifest, owner: Owner, settings: ClusterSettings, port: int) -> None:
+    """gRPC beside the pod's ingress: a sidecar, which starts again by itself and ends after Ray does."""
+    container = _container("grpc", settings, _sizes(_GATEWAY_CPUS, _GATEWAY_MEMORY_GIB), {"HOME": "/tmp"})
+    if settings.store_secret:
+        container["envFrom"] = [{"secretRef": {"name": settings.store_secret}}]
+    container["env"] += [{"name": key, "value": value} for key, value in sorted(settings.env.items())]
+    container["command"] = [
+        "python",
+        "-m",
+        "serving.grpc.beside",
+        f"{SERVICE_DIR}/{SERVICE_FILE}",
+        f"--address=0.0.0.0:{port}",
+        f"--ingress=http://127.0.0.1:{SERVE_PORT}",
+    ]
+    container["restartPolicy"] = "Always"
+    container["ports"] = _ports({"grpc": port})
+    container["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 5, "failureThreshold": 2}
+    container["volumeMounts"].append({"name": "service", "mountPath": SERVICE_DIR, "readOnly": True})
+    pod["initContainers"] = [container]
+    pod["volumes"].append({"name": "service", "configMap": {"name": service_file_name(owner.name)}})
+
+
+def service_file_name(name: str) -> str:
+    """The ConfigMap with the service's file. Without a hash: a new name would mean a new cluster."""
+    return f"{name}-service"
 
 
 def container_security() -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.errors import BadInput
 from k8s.capacity import Demand, worker_groups
+from k8s.grpcdoor import grpc_door
 from k8s.guards import disruption_budget, metadata, network_policy, service_account
 from k8s.naming import service_name
 from k8s.options import Serving
@@ -86,6 +87,7 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         ),
         drain_s=service.drain_s,
         serves=True,
+        grpc_port=settings.serving.grpc_port,
     )
     replicas = [kind for model in service.models for kind in model.kinds]
     groups = worker_groups((Demand(r.cpus, r.gpus, r.min, r.max) for r in replicas), "models.replicas")
@@ -97,6 +99,7 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         *service_account(settings.serving_account, settings),
         network_policy(owner, settings),
         *disruption_budget(owner, settings, workers_low),
+        *grpc_door(service, owner, settings, head_too=workers_low == 0),
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayService",

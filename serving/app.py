@@ -19,7 +19,7 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.config import Frozen
 from cluster.errors import NotFound
-from cluster.keys import Keys
 from cluster.node_folder import node_folder
 from cluster.registry import Registry, Version
 from cluster.signature import Signature
@@ -40,7 +39,7 @@ from serving.exposition import Scraper
 from serving.follow import Follower
 from serving.front_app import Forward, FrontApp
 from serving.http import HttpApp, Request, Response
-from serving.key_watch import KeyWatch
+from serving.key_watch import KeyWatch, watch_keys
 from serving.layout import app_name, other_app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
@@ -255,18 +254,6 @@ def log_file(model: str) -> Path:
 async def _snapshot(step: Tried[Loaded]) -> Evidence:
     """A copy of what was seen, taken on the event loop."""
     return step.snapshot()
-
-
-def watch_keys(
-    service: Service, loop: asyncio.AbstractEventLoop, replicas: Callable[[], int] | None
-) -> KeyWatch | None:
-    """The door of a service that asks for keys. Blocks while it reads the store."""
-    if service.keys == "off":
-        return None
-    store = open_store(service.store)
-    watch = KeyWatch(Keys(store), on_loop=loop.call_soon_threadsafe, replicas=replicas)
-    watch.start(service.follow_every_s)
-    return watch
 
 
 def _node_cache(service: Service) -> NodeCache | None:

@@ -6,6 +6,7 @@ found out when the store is back.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import Any
 
 from cluster.errors import TandemError
 from cluster.keys import Keys
+from cluster.storage import open_store
 from serving.guard import Guard
+from serving.service import Service
 
 logger = logging.getLogger("tandem.serving")
 
@@ -89,3 +92,15 @@ class KeyWatch:
             if looks % looks_a_count == 0:
                 self.count()
             looks += 1
+
+
+def watch_keys(
+    service: Service, loop: asyncio.AbstractEventLoop, replicas: Callable[[], int] | None
+) -> KeyWatch | None:
+    """The door of a service that asks for keys. Blocks while it reads the store."""
+    if service.keys == "off":
+        return None
+    store = open_store(service.store)
+    watch = KeyWatch(Keys(store), on_loop=loop.call_soon_threadsafe, replicas=replicas)
+    watch.start(service.follow_every_s)
+    return watch

@@ -17,11 +17,11 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.config import Frozen
 from cluster.errors import NotFound
-from serving.app import watch_keys
 from serving.grpc.gateway import Gateway
 from serving.grpc.ingress import Ingress
 from serving.grpc.server import start_server
 from serving.http import HttpApp, Request, Response
+from serving.key_watch import watch_keys
 from serving.service import Service
 
 _UNBOUNDED_REQUESTS = 100_000

@@ -90,6 +90,10 @@ class Gateway:
         self.max_message_bytes = max(self._max_bytes.values()) + MESSAGE_ROOM_BYTES
         self._room_bytes = 4 * self.max_message_bytes
 
+    def replace(self, service: Service) -> None:
+        """From the next call on there are these models. `max_message_bytes` stays what it was."""
+        self._max_bytes = {served.ref.model: served.max_body_bytes for served in service.models}
+
     def admit(self, call: Call) -> AbstractContextManager[object]:
         """Let a call in until the `with` ends.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from kuberay_crds import EXAMPLES, crds
 
 from cluster.config import load_yaml
 from cluster.errors import BadInput
 from k8s.cron import checked_cron
 from k8s.lint.layers import lint
+from k8s.plan import plan
 from k8s.render import render_recipe, render_service
 from k8s.settings import ClusterSettings
 from serving.service import Service
@@ -186,6 +188,7 @@ def test_serves_own_proxy_instead_of_haproxy() -> None:
         ({"job": {"cleanup": {"failed": {"cluster_s": None}}}}, "GPUs are kept"),
         ({"serving": {"gateway": {"class": "i", "step_percent": 60}}}, "at most surge_percent"),
         ({"serving": {"upgrade": "incremental"}}, "a gateway with"),
+        ({"serving": {"grpc_port": 8265}}, "Ray leaves free"),
         ({"serving": {"upgrade": "none", "gateway": {"class": "i"}}}, "no gateway with"),
         ({"schedule": {"cron": "60 * * * *"}}, "as the minute"),
         ({"schedule": {"cron": "@daily", "time_zone": "Mars/Base"}}, "Europe/Berlin"),
@@ -232,3 +235,37 @@ def test_cron_expressions(text: str) -> None:
 def test_what_is_no_cron_expression(text: str) -> None:
     with pytest.raises(ValueError, match=r"as the|five fields"):
         checked_cron(text)
+
+
+def test_grpc_beside_the_ingress_of_each_pod() -> None:
+    where = ClusterSettings.model_validate({"serving": {"grpc_port": 9000}, "env": {"AWS_REGION": "x"}})
+    made = render_service(service(), where)
+    assert lint(made, crds()).findings == ()
+    by_kind = {one["kind"]: one for one in made}
+    door = by_kind["Service"]["spec"]
+    assert door["ports"][0]["port"] == 9000
+    assert door["selector"]["tandem/role"] == "worker"
+    assert {"protocol": "TCP", "port": 9000} in by_kind["NetworkPolicy"]["spec"]["ingress"][-1]["ports"]
+    cluster = made[-1]["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert len(pod["containers"]) == 1, "the operator takes the first for Ray's; the gateway is a sidecar"
+        (gateway,) = pod["initContainers"]
+        assert gateway["restartPolicy"] == "Always"
+        assert gateway["command"][2] == "serving.grpc.beside"
+    written = yaml.safe_load(by_kind["ConfigMap"]["data"]["service.yaml"])
+    assert Service.model_validate(written) == service()
+
+
+def test_another_model_is_no_new_cluster_for_grpc_either() -> None:
+    where = ClusterSettings.model_validate({"serving": {"grpc_port": 9000}})
+    changed = [{**service().models[0].model_dump(), "slo_ms": 50}, service().models[1].model_dump()]
+    found = plan(render_service(service(), where), render_service(service(models=changed), where))
+    assert found.effects == {"in place"}
+
+
+def test_grpc_reaches_the_head_where_all_workers_may_be_gone() -> None:
+    where = ClusterSettings.model_validate({"serving": {"grpc_port": 9000}})
+    asleep = service(models=[{"model": "digits@live", "replicas": {"min": 0, "max": 2}}])
+    (door,) = [one for one in render_service(asleep, where) if one["kind"] == "Service"]
+    assert "tandem/role" not in door["spec"]["selector"]
