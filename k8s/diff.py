@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from k8s.plan import Change, Plan, applied, object_name
+from k8s.changes import Change, Manifest, object_name
+from k8s.plan import Plan, applied
 from k8s.plan import plan as planned
-
-Manifest = Mapping[str, Any]
 
 _HASHED_NAME = re.compile(r"(?P<base>[A-Za-z]+/.+)-[0-9a-f]{8,10}")
 _HIDDEN, _HIDDEN_CHANGED = "(hidden)", "(hidden, and changed)"
@@ -177,6 +176,8 @@ def as_text(found: Diff) -> Iterator[str]:
             f"# beside what runs: {first.cpus:g} CPUs and {first.gpus:g} GPUs at first,"
             f" {most.cpus:g} and {most.gpus:g} at most"
         )
+    for name, strategy in found.plan.strategies.items():
+        yield f"# suits {name}: upgradeStrategy.type {strategy}"
     for line in found.plan.advice:
         yield f"# advice: {line}"
     for one in found.objects:
@@ -193,4 +194,5 @@ def as_json(found: Diff) -> dict[str, Any]:
         "extra_at_first": found.plan.extra_at_first._asdict(),
         "extra_at_most": found.plan.extra_at_most._asdict(),
         "advice": list(found.plan.advice),
+        "strategies": dict(found.plan.strategies),
     }

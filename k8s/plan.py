@@ -20,21 +20,23 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from k8s.advice import advice, recommended_strategies
+from k8s.changes import CLUSTER_FIELD, Change, Effect, Manifest, cluster_of, object_name, strategy_of
 from k8s.demand import Demand, demand
-
-Manifest = Mapping[str, Any]
-Effect = Literal["in place", "new cluster", "waits", "new object", "left behind"]
 
 _UNHASHED = re.compile(
     r"spec\.rayCluster(Config|Spec)\."
     r"(upgradeStrategy\b.*|(headGroupSpec|workerGroupSpecs\[\d+\])\.(replicas|minReplicas|maxReplicas"
     r"|scaleStrategy\.workersToDelete\b.*|template\.spec\.(tolerations|schedulingGates)\b.*))"
 )
+_LIVE = re.compile(
+    r"spec\.(suspend|upgradeStrategy\b.*|workerGroupSpecs\[\d+\]\."
+    r"(replicas|minReplicas|maxReplicas|suspend|scaleStrategy\b.*))"
+)
 _UNHASHED_IN_GROUP = ("replicas", "minReplicas", "maxReplicas")
 _UNHASHED_IN_POD = ("tolerations", "schedulingGates")
-_CLUSTER = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
 _ZERO = Demand(0.0, 0.0)
 _MAPS = {
     "annotations", "headServiceAnnotations", "labels", "limits", "matchLabels", "metadata", "nodeSelector",
@@ -47,22 +49,6 @@ _NOBODYS = ("kubectl.kubernetes.io/last-applied-configuration", "deployment.kube
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One field that differs."""
-
-    object: str
-    """`KIND/NAME`."""
-    path: str
-    old: Any
-    """None: it isn't there."""
-    new: Any
-    effect: Effect
-    why: str
-    cause: bool = True
-    """Whether this alone would have that effect. What waits for a new cluster comes along with one."""
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What comes of applying the new manifests over the old ones."""
 
@@ -72,6 +58,8 @@ class Plan:
     extra_at_most: Demand
     """And where their autoscaler takes every group to its end."""
     advice: tuple[str, ...]
+    strategies: Mapping[str, str]
+    """The `upgradeStrategy` that suits each RayService that gets a new cluster."""
 
     @property
     def effects(self) -> frozenset[Effect]:
@@ -99,27 +87,28 @@ def plan(old: Sequence[Manifest], new: Sequence[Manifest]) -> Plan:
         else:
             found = list(_changes(name, one, other))
             changes += found
-            if any(change.effect == "new cluster" for change in found):
+            if other.get("kind") in CLUSTER_FIELD and any(one.effect == "new cluster" for one in found):
                 at_first, at_most = _extra(other)
                 first, most = first + at_first, most + at_most
-    return Plan(tuple(changes), first, most, tuple(_advice(changes, after)))
+    return Plan(
+        tuple(changes), first, most, tuple(advice(changes, after)), recommended_strategies(changes, after)
+    )
 
 
 def _by_name(objects: Sequence[Manifest]) -> dict[str, Manifest]:
     return {object_name(one): one for one in objects}
 
 
-def object_name(manifest: Manifest) -> str:
-    """`KIND/NAME`."""
-    return f"{manifest.get('kind')}/{(manifest.get('metadata') or {}).get('name')}"
-
-
 def _changes(name: str, old: Manifest, new: Manifest) -> Iterator[Change]:
     """The fields of one object that differ, and what comes of each."""
+    if new.get("kind") == "RayCluster":
+        for path, one, other in _differences(_without_empty(applied(old)), _without_empty(applied(new)), ""):
+            yield Change(name, path, one, other, *_of_plain_cluster(path, one, old, new))
+        return
     of_cluster, why_cluster = _of_cluster(old, new)
-    cluster = f"spec.{_CLUSTER.get(str(new.get('kind')), '-')}"
+    cluster = f"spec.{CLUSTER_FIELD.get(str(new.get('kind')), '-')}"
     before, after = applied(old), applied(new)
-    if str(new.get("kind")) in _CLUSTER:
+    if str(new.get("kind")) in CLUSTER_FIELD:
         before, after = _without_empty(before), _without_empty(after)
     for path, one, other in _differences(before, after, ""):
         if path == cluster or path.startswith((f"{cluster}.", f"{cluster}[")):
@@ -137,7 +126,7 @@ def _of_cluster(old: Manifest, new: Manifest) -> tuple[Effect, str]:
         return "waits", "a running job keeps its cluster; the next attempt gets the new one"
     if kind != "RayService":
         return "in place", "the cluster's own object is changed"
-    one, other = (copy.deepcopy(dict(_cluster(manifest))) for manifest in (old, new))
+    one, other = (copy.deepcopy(dict(cluster_of(manifest))) for manifest in (old, new))
     groups, wanted = one.get("workerGroupSpecs") or [], other.get("workerGroupSpecs") or []
     if _hashed(one) == _hashed(other):
         return "waits", "the operator doesn't look at this field; the next new cluster has it"
@@ -145,9 +134,23 @@ def _of_cluster(old: Manifest, new: Manifest) -> tuple[Effect, str]:
         other["workerGroupSpecs"] = wanted[: len(groups)]
         if _hashed(one) == _hashed(other):
             return "in place", "worker groups added at the end of the list join the running cluster"
-    if _strategy(new) == "None":
+    if strategy_of(new) == "None":
         return "waits", "upgradeStrategy.type is None: no new cluster, though serveConfigV2 is deployed"
     return "new cluster", "the operator builds a new cluster beside the running one, and moves over to it"
+
+
+def _of_plain_cluster(path: str, old_value: Any, old: Manifest, new: Manifest) -> tuple[Effect, str]:
+    """What comes of a difference in a RayCluster that stands alone."""
+    if path.startswith("metadata.") or not path.startswith("spec."):
+        return "in place", "read whenever it changes"
+    if _LIVE.fullmatch(path):
+        return "in place", "pods are made and deleted until there are as many"
+    if old_value is None and re.fullmatch(r"spec\.workerGroupSpecs\[\d+\]", path):
+        return "in place", "a group added at the end joins the running cluster"
+    one, other = (manifest.get("spec") or {} for manifest in (old, new))
+    if strategy_of(new) == "Recreate" and _hashed(one) != _hashed(other):
+        return "new cluster", "upgradeStrategy.type is Recreate: all pods are deleted, then made anew"
+    return "waits", "pods keep what they were made with; those made later have it"
 
 
 def _outside(path: str, new: Manifest) -> tuple[Effect, str]:
@@ -174,14 +177,6 @@ def applied(manifest: Manifest) -> dict[str, Any]:
             kept[field] = said
     rest = {key: value for key, value in manifest.items() if key not in ("status", "metadata")}
     return {"metadata": kept, **rest}
-
-
-def _cluster(manifest: Manifest) -> Mapping[str, Any]:
-    return (manifest.get("spec") or {}).get(_CLUSTER[str(manifest["kind"])]) or {}
-
-
-def _strategy(manifest: Manifest) -> str:
-    return str(((manifest.get("spec") or {}).get("upgradeStrategy") or {}).get("type") or "NewCluster")
 
 
 def _hashed(cluster: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,7 +227,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]
 
 def _extra(new: Manifest) -> tuple[Demand, Demand]:
     """What a new cluster asks for beside the old one: as it begins, and at most."""
-    cluster = _cluster(new)
+    cluster = cluster_of(new)
     head = demand(cluster.get("headGroupSpec") or {})
     low, high = _ZERO, _ZERO
     for group in cluster.get("workerGroupSpecs") or []:
@@ -241,33 +236,8 @@ def _extra(new: Manifest) -> tuple[Demand, Demand]:
         begins = max(least, int(group.get("replicas") or 0))
         low += each * begins
         high += each * max(most, begins)
-    if _strategy(new) == "NewClusterWithIncrementalUpgrade":
+    if strategy_of(new) == "NewClusterWithIncrementalUpgrade":
         options = new["spec"]["upgradeStrategy"].get("clusterUpgradeOptions") or {}
         surge = float(options.get("maxSurgePercent", 100)) / 100
         return head + low, head + low + (high - low) * surge
     return head + low, head + high
-
-
-def _advice(changes: Sequence[Change], after: Mapping[str, Manifest]) -> Iterator[str]:
-    """What to do, where there is something to do."""
-    rebuilt = sorted({change.object for change in changes if change.effect == "new cluster"})
-    for name in rebuilt:
-        cluster = _cluster(after[name])
-        gpus = any(demand(group).gpus for group in cluster.get("workerGroupSpecs") or [])
-        if gpus and _strategy(after[name]) == "NewCluster":
-            yield (
-                f"{name}: GPUs are doubled while both clusters run; NewClusterWithIncrementalUpgrade moves"
-                " traffic step by step with a surge you choose (it needs a Gateway and the autoscaler)"
-            )
-        if any(c.object == name and c.path == "spec.serveConfigV2" for c in changes):
-            yield (
-                f"{name}: what is served changes with the cluster;"
-                " applied one after the other, a fault is easier to place"
-            )
-    waiting = sorted({change.object for change in changes if change.effect == "waits"} - set(rebuilt))
-    for name in waiting:
-        if name.startswith("RayService/"):
-            yield (
-                f"{name}: the running cluster will differ from what is written; change its RayCluster as"
-                " well, or add what makes a new cluster, such as an annotation in a pod's template"
-            )

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from cluster.errors import BadInput, NotFound, shown
+from k8s.changes import Change, Manifest
 from k8s.demand import Demand
-from k8s.plan import Change, Manifest, Plan
+from k8s.plan import Plan
 
 _EFFECTS = ("new cluster", "in place", "waits", "new object", "left behind")
 _KUSTOMIZE = "kustomize.config.k8s.io/"
@@ -61,6 +62,7 @@ def as_json(found: Plan) -> dict[str, Any]:
         "extra_at_first": found.extra_at_first._asdict(),
         "extra_at_most": found.extra_at_most._asdict(),
         "advice": list(found.advice),
+        "strategies": dict(found.strategies),
     }
 
 
@@ -79,6 +81,8 @@ def as_text(found: Plan) -> Iterator[str]:
     if "new cluster" in found.effects:
         first, most = _sizes(found.extra_at_first), _sizes(found.extra_at_most)
         yield f"beside what runs: {first} at first, {most} at most"
+    for name, strategy in found.strategies.items():
+        yield f"suits {name}: upgradeStrategy.type {strategy}"
     for line in found.advice:
         yield f"advice: {line}"
 

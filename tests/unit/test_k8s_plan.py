@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.errors import BadInput, NotFound
+from k8s.changes import Change
 from k8s.demand import Demand, cpu, demand
 from k8s.options import Schedule
-from k8s.plan import Change, plan
+from k8s.plan import plan
 from k8s.planned import read_manifests
 from k8s.rayschedule import render_schedule
 from k8s.render import render_recipe, render_service
@@ -297,6 +298,40 @@ def test_objects_that_come_and_go() -> None:
     old.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "less"}})
     found = {change.object: change.effect for change in plan(old, new).changes}
     assert found == {"ConfigMap/more": "new object", "ConfigMap/less": "left behind"}
+
+
+def test_the_strategy_that_suits() -> None:
+    def found(edit: Callable[[list[dict[str, Any]]], object]) -> dict[str, str]:
+        old, new = manifests(), manifests()
+        edit(new)
+        return dict(plan(old, new).strategies)
+
+    name = f"RayService/{SERVICE.name}"
+    assert found(NEW_CLUSTER["image of a group"]) == {name: "NewClusterWithIncrementalUpgrade"}
+    assert found(NEW_CLUSTER["the autoscaler off"]) == {name: "NewCluster"}, "steps need the autoscaler"
+    assert found(NEW_CLUSTER["a group removed"]) == {name: "NewCluster"}, "without GPUs a second one is cheap"
+    assert found(WAITS["replicas"]) == {}
+
+
+def alone(**spec: Any) -> list[dict[str, Any]]:
+    found = {**copy.deepcopy(cluster(manifests())), **spec}
+    return [{"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "c"}, "spec": found}]
+
+
+def test_a_cluster_that_stands_alone() -> None:
+    old = alone()
+    bounds, grown, image = alone(), alone(), alone()
+    bounds[0]["spec"]["workerGroupSpecs"][0]["maxReplicas"] = 40
+    grown[0]["spec"]["workerGroupSpecs"].append({"groupName": "more"})
+    image[0]["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["image"] = "x:2"
+    assert plan(old, bounds).effects == {"in place"}
+    assert plan(old, grown).effects == {"in place"}
+    assert plan(old, image).effects == {"waits"}
+    for one in (old, image):
+        one[0]["spec"]["upgradeStrategy"] = {"type": "Recreate"}
+    found = plan(old, image)
+    assert found.effects == {"new cluster"}
+    assert found.extra_at_most == Demand(0, 0), "the old pods go first"
 
 
 def test_drift_is_told() -> None:

@@ -152,8 +152,13 @@ cluster_settings = st.builds(
     node_selector=st.dictionaries(st.just("pool"), st.just("ml")),
     gpu=st.sampled_from([{}, {"product": "NVIDIA-L4"}, {"resource": "amd.com/gpu"}]),
     job=st.fixed_dictionaries(
-        {"retries": st.integers(0, 9), "deadline_s": st.none() | st.integers(1, 10**6)}
+        {"retries": st.integers(0, 9), "deadline_s": st.none() | st.integers(1, 10**6)},
+        optional={"cleanup": st.just({"succeeded": {"record_s": 60}}), "gang": st.just({"queue": "ml"})},
     ),
+    serving=st.sampled_from(
+        [{}, {"gateway": {"class": "istio"}}, {"upgrade": "none"}, {"unready_s": 600, "old_cluster_s": 0}]
+    ),
+    gpu_idle_timeout_s=st.none() | st.integers(1, 900),
     monitoring_namespace=st.none() | st.just("monitoring"),
     image_pull_secrets=st.lists(st.just("pull"), max_size=1),
 )
