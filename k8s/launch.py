@@ -166,7 +166,9 @@ def launch(
     for one in decision.delete:
         api.delete(one)
     if decision.make:
-        api.make({**job, "metadata": {**job["metadata"], "name": name}})
+        # The namespace is the pod's own: an overlay may have moved the whole schedule.
+        described = {key: value for key, value in job["metadata"].items() if key != "namespace"}
+        api.make({**job, "metadata": {**described, "name": name}})
     return decision.why
 
 

@@ -27,8 +27,17 @@ def by_name(manifests: list[dict[str, object]]) -> list[dict[str, object]]:
     return sorted(manifests, key=lambda manifest: (str(manifest["kind"]), str(manifest["metadata"])))
 
 
-@pytest.mark.parametrize("example", ["recipe.yaml", "service.yaml"])
-@pytest.mark.parametrize("where", [None, EXAMPLES / "settings.yaml"])
+@pytest.mark.parametrize(
+    ("example", "where"),
+    [
+        ("recipe.yaml", None),
+        ("recipe.yaml", EXAMPLES / "settings.yaml"),
+        ("recipe.yaml", EXAMPLES / "nightly.yaml"),
+        ("service.yaml", None),
+        ("service.yaml", EXAMPLES / "settings.yaml"),
+        ("service.yaml", EXAMPLES / "gateway.yaml"),
+    ],
+)
 def test_kubectl_renders_what_was_rendered(example: str, where: Path | None, tmp_path: Path) -> None:
     render_files(EXAMPLES / example, out=tmp_path, settings=where, run=None)
     text = render_files(EXAMPLES / example, out=None, settings=where, run=None)

@@ -13,7 +13,7 @@ from cluster.errors import BadInput
 from k8s.cron import checked_cron
 from k8s.lint.layers import lint
 from k8s.plan import plan
-from k8s.render import render_recipe, render_service
+from k8s.render import render, render_recipe, render_service
 from k8s.settings import ClusterSettings
 from serving.service import Service
 from training.recipe import Recipe
@@ -269,3 +269,9 @@ def test_grpc_reaches_the_head_where_all_workers_may_be_gone() -> None:
     asleep = service(models=[{"model": "digits@live", "replicas": {"min": 0, "max": 2}}])
     (door,) = [one for one in render_service(asleep, where) if one["kind"] == "Service"]
     assert "tandem/role" not in door["spec"]["selector"]
+
+
+@pytest.mark.parametrize(("file", "settings"), [("recipe", "nightly"), ("service", "gateway")])
+def test_the_examples_pass_every_layer(file: str, settings: str) -> None:
+    where = load_yaml(ClusterSettings, EXAMPLES / f"{settings}.yaml")
+    assert lint(render(EXAMPLES / f"{file}.yaml", where), crds()).findings == ()

@@ -190,6 +190,7 @@ def test_the_launcher_makes_what_is_due_and_clears_what_is_old(server: Server, a
     assert launch(api, template, "digits-2", "Forbid", 0, 0) == "digits-2 begins"
     assert set(server.jobs) == {"digits-2", "others"}
     assert server.jobs["digits-2"]["spec"] == template["spec"]
+    assert "namespace" not in server.jobs["digits-2"]["metadata"], "it is where the launcher is"
     assert launch(api, template, "digits-3", "Forbid", 0, 0).startswith("digits-3 is left out")
     launch(api, template, "digits-3", "Replace", 0, 0)
     assert set(server.jobs) == {"digits-3", "others"}
