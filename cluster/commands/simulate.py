@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from serving.simulator.compare import Comparison
+    from serving.simulator.measure import Measured
     from serving.simulator.replicas import Kind
     from serving.simulator.traces import Times
     from serving.simulator.world import Result, Setting
@@ -42,9 +43,18 @@ def simulate(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Measure the latency at a service that runs.", rich_help_panel=_PANEL
+            metavar="URL|SERVICE",
+            help="Measure a service that runs, or a service's YAML, which is started for it: then its bounds,"
+            " SLO, largest batch and cold start count.",
+            rich_help_panel=_PANEL,
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="With --calibrate URL: send nothing, watch for 20 s.", rich_help_panel=_PANEL
+        ),
+    ] = False,
     kind: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,11 +89,18 @@ def simulate(
         setting, compared = _mixed(kind, slo_ms, seed, _times(trace, rate, duration_s, scale, seed))
         _tell(Comparison(compared), setting, json_output)
         return
-    base_s, row_s = _calibrated(calibrate) if calibrate else _latency(latency)
+    if calibrate and "://" not in calibrate and Path(calibrate).is_file():
+        service = Path(calibrate)
     if service is not None:
         served = _served(service, model)
         least, most = served.replicas.min, served.replicas.max
         slo_ms, max_batch = served.slo_ms, served.max_batch_size
+    base_s, row_s = _latency(latency)
+    if calibrate and watch:
+        base_s, row_s = _watched(calibrate)
+    elif calibrate:
+        found = _measured(calibrate, model, max_batch)
+        base_s, row_s, cold_start_s = found.base_s, found.row_s, found.cold_start_s or cold_start_s
     one = Kind(base_s, row_s, max_batch, slots, cold_start_s, cost_per_hour=cost_per_hour)
     _check(one, slo_ms / 1000, least, most)
     setting = Setting((one,), ((least, most),), slo_ms / 1000, seed)
@@ -144,7 +161,28 @@ def _latency(text: str) -> tuple[float, float]:
     return base_s, row_s
 
 
-def _calibrated(url: str) -> tuple[float, float]:
+def _measured(where: str, model: str | None, max_batch: int) -> Measured:
+    from serving.simulator.measure import measure, measure_service
+
+    if "://" not in where and Path(where).is_file():
+        from cluster.config import load_yaml
+        from serving.service import Service
+
+        output.say("starting the service to measure one replica of it: about a minute")
+        found = measure_service(load_yaml(Service, Path(where), []), _served(Path(where), model))
+    else:
+        output.say(f"sending {where} requests for half a minute")
+        found = measure(where, model, max_batch=max_batch)
+    output.say(
+        f"a batch of n rows takes {found.base_s:.4g} s + {found.row_s:.4g} s * n; an answer"
+        f" {found.beside_s:.3g} s more; two full batches in flight: {found.answered_rows_s:.1f} rows/s"
+    )
+    if found.cold_start_s is not None:
+        output.say(f"the first answer from no replica came after {found.cold_start_s:.1f} s")
+    return found
+
+
+def _watched(url: str) -> tuple[float, float]:
     from serving.simulator.calibrate import watch
 
     output.say(f"watching {url} for 20 s; send it requests meanwhile, at several rates")

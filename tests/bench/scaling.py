@@ -153,7 +153,7 @@ def _scale(service: Path, replicas: Mapping[str, Any]) -> None:
     service.write_text(json.dumps(file))
 
 
-class _Counting(threading.Thread):
+class Counting(threading.Thread):
     """Counts replicas every second."""
 
     def __init__(self, deployed: Deployed) -> None:
@@ -181,7 +181,7 @@ def replayed(deployed: contextlib.AbstractContextManager[Deployed], seconds: flo
     times_s = times_s[(times_s >= SLICE_AT_S) & (times_s < SLICE_AT_S + seconds)] - SLICE_AT_S
     plan = [Planned(float(at_s), SLO_MS / 1000) for at_s in times_s]
     with deployed as target:
-        counting = _Counting(target)
+        counting = Counting(target)
         counting.start()
         sent = drive(target.port, plan, target.render)
         replica_s = counting.stop()

@@ -20,11 +20,13 @@ import tritonclient.grpc as triton_grpc
 from servables import GATHER, LABELS, MLP, TABLE, gather_graph, publish, publish_mlp, slow_graph, table_graph
 from serving_process import ServiceProcess, processes_marked, serving, wait_until
 
+from cluster.errors import BadInput
 from cluster.keys import Keys
 from cluster.registry import Registry
 from cluster.storage import Store, open_store
 from cluster.trial import Rules
 from cluster.trials import begin
+from serving.simulator.measure import measure
 
 ZEROS = [0.0] * 64
 
@@ -417,3 +419,11 @@ def _sample(client: httpx.Client, name: str, *labels: str) -> float:
     lines = client.get("/metrics").text.splitlines()
     found = [line for line in lines if line.startswith(name + "{") and all(label in line for label in labels)]
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def test_a_live_service_is_measured_for_the_simulator(service: ServiceProcess) -> None:
+    found = measure(service.url, "slow", max_batch=8, each_s=0.5)
+    assert found.base_s + found.row_s > 0
+    assert found.answered_rows_s > 0
+    with pytest.raises(BadInput, match="which model"):
+        measure(service.url, None, max_batch=8)

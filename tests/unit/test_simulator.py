@@ -16,6 +16,7 @@ from serving.scaling.observed import Seen
 from serving.simulator.baselines import Knative, ServeDefault
 from serving.simulator.calibrate import Totals, fit, read_totals
 from serving.simulator.compare import compare
+from serving.simulator.measure import Probe, measure
 from serving.simulator.mixed import compare_kinds
 from serving.simulator.replicas import Kind
 from serving.simulator.traces import SYNTHETIC, Times, bursts, diurnal, read_trace, scaled
@@ -236,3 +237,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_refuses(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "diurnal", "--duration-s", "20", *options]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_probe_asks_for_blank_rows_of_the_models_shapes() -> None:
+    inputs = (
+        {"name": "x", "datatype": "FP32", "shape": [-1, 2, 3]},
+        {"name": "t", "datatype": "BYTES", "shape": [-1, -1]},
+    )
+    found = json.loads(Probe("127.0.0.1", 1, "m", inputs).body(4))["inputs"]
+    assert [(one["shape"], len(one["data"])) for one in found] == [([4, 2, 3], 24), ([4, 1], 4)]
+    assert found[1]["data"][0] == ""
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://127.0.0.1", "http://127.0.0.1:9"])
+def test_what_is_no_service_cannot_be_measured(url: str) -> None:
+    with pytest.raises(BadInput, match="no service there"):
+        measure(url, None, max_batch=4)
