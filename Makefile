@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test check bench bench-training bench-serving chaos clean constraints
+.PHONY: install quickstart test check bench bench-training bench-serving chaos clean constraints k8s-golden
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ bench-serving: install
 
 chaos: install
 	$(BIN)/pytest tests/chaos tests/integration/test_training.py --timeout 3600 -m chaos
+
+# Writes what is rendered in k8s/base and k8s/components anew, and the goldens of every overlay.
+k8s-golden: install
+	$(BIN)/python -m tests.golden_k8s
 
 # Pins what is installed now, after a deliberate upgrade in pyproject.toml.
 constraints: install

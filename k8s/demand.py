@@ -29,7 +29,8 @@ class Demand(NamedTuple):
 def demand(group: Mapping[str, Any]) -> Demand:
     """Of one pod of a head or worker group: its containers together, requests where there are no limits.
 
-    Init containers count where they go on running.
+    Init containers count where they go on running. GPUs that Ray is told of by hand (`num-gpus`) take the
+    place of those in the resources: slices of GPUs are called by names that the operator doesn't count.
     """
     pod = (group.get("template") or {}).get("spec") or {}
     cpus, gpus = 0.0, 0.0
@@ -39,7 +40,8 @@ def demand(group: Mapping[str, Any]) -> Demand:
         sizes = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
         cpus += cpu(sizes.get("cpu", 0))
         gpus += sum(float(value) for name, value in sizes.items() if str(name).endswith("gpu"))
-    return Demand(cpus, gpus)
+    told = str((group.get("rayStartParams") or {}).get("num-gpus"))
+    return Demand(cpus, float(told) if told.isdecimal() else gpus)
 
 
 def cpu(quantity: str | float) -> float:

@@ -23,7 +23,7 @@ from training.recipe import Recipe
 
 __all__ = ["render_files", "render_recipe", "render_service"]
 
-_HEADER = "# Rendered by `tandem k8s render`; edits are lost with the next rendering.\n"
+HEADER = "# Rendered by `tandem k8s render`; edits are lost with the next rendering.\n"
 _KUSTOMIZATION = "kustomization.yaml"
 
 
@@ -46,7 +46,7 @@ def render_files(path: Path, *, out: Path | None, settings: Path | None, run: st
     manifests = render(path, cluster, run)
     needs = _needs(cluster)
     if out is None:
-        return _HEADER + needs + to_yaml(*manifests)
+        return HEADER + needs + to_yaml(*manifests)
     return _write(out, manifests, needs, cluster.namespace)
 
 
@@ -104,18 +104,18 @@ def _write(out: Path, manifests: list[Manifest], needs: str, namespace: str) -> 
     for manifest in manifests:
         kind = str(manifest["kind"]).lower()
         again = sum(name.startswith((f"{kind}.", f"{kind}-")) for name in texts)
-        texts[f"{kind}-{again + 1}.yaml" if again else f"{kind}.yaml"] = _HEADER + to_yaml(manifest)
+        texts[f"{kind}-{again + 1}.yaml" if again else f"{kind}.yaml"] = HEADER + to_yaml(manifest)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
         "resources": list(texts),
     }
-    texts[_KUSTOMIZATION] = _HEADER + needs + to_yaml(kustomization)
+    texts[_KUSTOMIZATION] = HEADER + needs + to_yaml(kustomization)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in texts:
-            _check_ours(out / name)
+            check_ours(out / name)
         for name, text in texts.items():
             (out / name).write_text(text, "utf-8")
     except OSError as error:
@@ -125,11 +125,11 @@ def _write(out: Path, manifests: list[Manifest], needs: str, namespace: str) -> 
     return [out / name for name in texts]
 
 
-def _check_ours(path: Path) -> None:
+def check_ours(path: Path) -> None:
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as handle:
-        if handle.readline() == _HEADER:
+        if handle.readline() == HEADER:
             return
     raise BadInput(
         f"'{path}' was not written by this command, and stays as it is",

@@ -25,13 +25,20 @@ def render(
     settings: Annotated[
         Path | None, typer.Option(help="What the cluster is like: image, Secrets, sizes.")
     ] = None,
+    overlay: Annotated[
+        str | None, typer.Option(help="One of k8s/overlays, or a folder like it, built by kubectl kustomize.")
+    ] = None,
     run: RunOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Turn a recipe into a RayJob, or a service into a RayService."""
+    from k8s.overlay import render_overlay
     from k8s.render import render_files
 
-    rendered = render_files(file, out=out, settings=settings, run=run)
+    if overlay is None:
+        rendered = render_files(file, out=out, settings=settings, run=run)
+    else:
+        rendered = render_overlay(file, overlay, out=out, settings=settings, run=run)
     if isinstance(rendered, str):
         output.emit({"text": rendered}) if json_output else output.tell(rendered.rstrip("\n"))
     elif json_output:
