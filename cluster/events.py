@@ -41,6 +41,8 @@ class EventWriter:
         self._flushing = threading.Lock()
         self._lines: list[bytes] = []
         self._segment = 0
+        self._later: threading.Timer | None = None
+        """Flushes what no later event would."""
         self._began_s = self._flushed_s = clock.monotonic_s()
 
     def write(self, event: str, **fields: Any) -> None:
@@ -50,11 +52,12 @@ class EventWriter:
         now_s = self._clock.monotonic_s()
         with self._lock:
             self._lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY))
-            every_s = min(max(FLUSH_EVERY_S, (now_s - self._began_s) / 100), FLUSH_AT_LEAST_EVERY_S)
-            due = now_s - self._flushed_s >= every_s
-            if due:
+            wait_s = self._flushed_s + self._every_s(now_s) - now_s
+            if wait_s <= 0:
                 self._flushed_s = now_s
-        if due:
+            else:
+                self._flush_later(wait_s)
+        if wait_s <= 0:
             self.request_flush()
 
     def request_flush(self) -> None:
@@ -66,6 +69,23 @@ class EventWriter:
         thread = threading.Thread(target=self._flush_in_turn, name="events", daemon=True)
         thread.start()
         thread.join(timeout_s)
+
+    def _every_s(self, now_s: float) -> float:
+        return min(max(FLUSH_EVERY_S, (now_s - self._began_s) / 100), FLUSH_AT_LEAST_EVERY_S)
+
+    def _flush_later(self, wait_s: float) -> None:
+        """The last event before a silence must not wait for the silence to end. Called under the lock."""
+        if self._later is None:
+            self._later = threading.Timer(wait_s, self._flush_in_silence)
+            self._later.name, self._later.daemon = "events", True
+            self._later.start()
+
+    def _flush_in_silence(self) -> None:
+        self._flush_unless_flushing()
+        with self._lock:
+            self._later = None
+            if self._lines:  # the store didn't take them, or a flush that was under way lacked them
+                self._flush_later(self._every_s(self._clock.monotonic_s()))
 
     def _flush_in_turn(self) -> None:
         with self._flushing:  # what is being written may lack the last events

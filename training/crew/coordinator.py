@@ -322,6 +322,7 @@ class Coordinator:
                 self._resized.set()
             elif isinstance(decision, Record):
                 self._events.write(decision.event, **decision.fields)
+                self._events.request_flush()  # rare, and what people who look at a run look for
             else:
                 self._tell_driver(decision)
 
