@@ -321,3 +321,17 @@ def test_no_such_overlay_and_a_broken_one(tmp_path: Path) -> None:
 
 def test_a_patch_for_groups_that_aren_t_there_is_none() -> None:
     assert group_patch(only(golden("staging"), "RayJob"), "gpu", {}) is None
+
+
+def test_the_pod_monitor_finds_every_ray_pod_and_its_port() -> None:
+    found = golden("prod-ha")
+    monitor = only(found, "PodMonitor")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    (role,) = monitor["selector"]["matchExpressions"]
+    for kind, field in (("RayJob", "rayClusterSpec"), ("RayService", "rayClusterConfig")):
+        cluster = only(found, kind)["spec"][field]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            template = group["template"]
+            assert template["metadata"]["labels"][role["key"]] in role["values"]
+            assert endpoint["port"] in [port["name"] for port in template["spec"]["containers"][0]["ports"]]
+            assert set(monitor["podTargetLabels"]) <= set(template["metadata"]["labels"])
