@@ -179,6 +179,18 @@ def test_nothing_is_waited_for_on_a_node_that_is_gone() -> None:
     assert (found[0]["world"], found[0]["phase"]) == (1, "training")
 
 
+def test_those_who_can_go_on_do_not_wait_for_a_keeper_that_was_lost() -> None:
+    w = world(steps=120, nodes={"n0": 1, "n1": 1}, min_workers=1, max_workers=2)
+    found: list[dict[str, Any]] = []
+    at(w, 40, lambda: w.lose_keeper("n1"))
+    at(w, 41.2, lambda: found.append(w.roster.summary(w.now_s)))
+    w.run(400)
+    assert isinstance(w.end, Outcome)
+    assert (found[0]["world"], found[0]["phase"]) == (1, "training")
+    assert [e["world"] for e in events(w, "generation-started")] == [2, 1, 2]
+    assert [e["source"] for e in events(w, "generation-started")][1:] == ["memory", "memory"]
+
+
 def test_a_draining_node_is_left_with_a_checkpoint() -> None:
     w = world(steps=120)
 

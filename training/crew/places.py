@@ -31,6 +31,8 @@ class Places:
         self._room = 0
         self._room_since_s = math.inf
         self.keepers: set[str] = set()
+        """Nodes on which processes can be started."""
+        self._bereft: set[str] = set()  # nodes that had a keeper, and have none
         self.draining: frozenset[str] = frozenset()
         self.dead: frozenset[str] = frozenset()
         """Nodes that will not come back, so that no keeper of theirs is worth waiting for."""
@@ -80,8 +82,13 @@ class Places:
         if seat.group == self._current:
             self._heard_s = now_s
 
+    def keeper_up(self, node: str) -> None:
+        self.keepers.add(node)
+        self._bereft.discard(node)
+
     def keeper_lost(self, node: str, now_s: float) -> None:
         self.keepers.discard(node)
+        self._bereft.add(node)
         self._wanted_s.pop(node, None)
 
     def keepers_needed(self, now_s: float) -> list[str]:
@@ -99,14 +106,19 @@ class Places:
         return needed
 
     def usable(self, now_s: float) -> list[Seat]:
-        """Seats that processes may take now; none while it is worth waiting for more."""
+        """Seats that processes may take now; none while it is worth waiting for more.
+
+        Where enough are left, those of a node that lost its keeper aren't waited for: mostly the whole node
+        is gone, which Ray notices ten seconds later, and if it isn't, joining them again costs a second.
+        """
         if self.unseated(now_s):
             return []
         staying = [seat for seat in self.seats if seat.node not in self.draining]
         usable = [seat for seat in staying if seat.node in self.keepers]
         enough = len(usable) >= self._rules.min_workers
         patience_s = self._rules.keeper_s / 4 if enough else self._rules.keeper_s
-        awaited = [s for s in staying if s.node not in self.keepers and s.node not in self.dead]
+        passed_over = self.dead | self._bereft if enough else self.dead
+        awaited = [s for s in staying if s.node not in self.keepers and s.node not in passed_over]
         if not enough or any(now_s - self._wanted_s.get(s.node, now_s) <= patience_s for s in awaited):
             return []
         return usable

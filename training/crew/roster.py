@@ -93,7 +93,7 @@ class Roster:
 
     def keeper_up(self, node: str, now_s: float) -> list[Decision]:
         """A node can start processes."""
-        self._places.keepers.add(node)
+        self._places.keeper_up(node)
         return self._settled(now_s)
 
     def keeper_lost(self, node: str, why: str, now_s: float) -> list[Decision]:
