@@ -20,6 +20,8 @@ from k8s.settings import ClusterSettings
 
 Tree = dict[str, Any]
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 POLICIES = [
     one
     for path in sorted((Path(__file__).parents[2] / "k8s/components/policies").glob("*.yaml"))
@@ -29,7 +31,7 @@ POLICIES = [
 
 @functools.cache
 def applied() -> dict[str, Tree]:
-    objects = yaml.safe_load_all((GOLDEN / "prod-gpu.yaml").read_text())
+    objects = yaml.load_all((GOLDEN / "prod-gpu.yaml").read_text(), _LOADER)
     return {one["kind"]: one for one in objects if one["kind"] in PLURALS}
 
 
