@@ -89,8 +89,8 @@ def render_service(service: Service, settings: ClusterSettings) -> list[Manifest
         serves=True,
         grpc_port=settings.serving.grpc_port,
     )
-    replicas = [kind for model in service.models for kind in model.kinds]
-    groups = worker_groups((Demand(r.cpus, r.gpus, r.min, r.max) for r in replicas), "models.replicas")
+    demands = (Demand(r.cpus, r.gpus, r.min, r.max) for r in service.kinds)
+    groups = worker_groups(demands, "models.replicas")
     workers_low = sum(group.low for group in groups)
     cluster = cluster_spec(owner, settings, groups)
     if settings.redis:

@@ -1,6 +1,7 @@
 """The Serve applications; `serving.app:build` is the import path that KubeRay names.
 
-The only file, with `serving.run`, that speaks Ray Serve. Facts of Ray 2.60 that it rests on:
+With `serving.run`, `serving.pool.server` and `serving.passing`, all that speaks Ray Serve. Facts of Ray 2.60
+that it rests on:
 
 - `serve.ingress()` without an argument takes any ASGI callable from `__serve_build_asgi_app__`, called on
   the replica after its constructor, on the loop that serves requests.
@@ -15,12 +16,9 @@ The only file, with `serving.run`, that speaks Ray Serve. Facts of Ray 2.60 that
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import random
-import secrets
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -29,35 +27,27 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.config import Frozen
 from cluster.errors import NotFound
-from cluster.node_folder import node_folder
-from cluster.registry import Registry, Version
-from cluster.signature import Signature
 from cluster.storage import open_store
-from cluster.trial import Trial
-from serving import collector, lane, trace_context, weights
+from serving import collector, lane, weights
 from serving.exposition import Scraper
-from serving.follow import Follower
-from serving.front_app import Forward, FrontApp
-from serving.http import HttpApp, Request, Response
+from serving.front_app import FrontApp
+from serving.http import HttpApp, Request
+from serving.kept import KeptModel
 from serving.key_watch import KeyWatch, watch_keys
-from serving.layout import app_name, other_app_name
+from serving.layout import DEPLOYMENT, app_name, other_app_name
 from serving.metrics import ReplicaMetrics
 from serving.model_app import ModelApp
-from serving.replica import Loaded, Replica
+from serving.on_node import log_file, node_cache
+from serving.passing import forward_to, given, not_running, signatures
+from serving.pool.server import PoolServer
+from serving.replica import Replica
 from serving.request_log import RequestLog
-from serving.rollout.evidence import Evidence
-from serving.rollout.jury import Jury
-from serving.rollout.tried import Tried
-from serving.runtimes.node_cache import NodeCache
 from serving.scaling import kinds_on_serve, on_serve
 from serving.scaling.report import written
-from serving.service import ServedModel, Service
+from serving.service import PoolSettings, Replicas, ServedModel, Service
 from serving.tracing import Spans, open_spans
-from serving.waiting import Message
 
-logger = logging.getLogger("tandem.serving")
-
-DEPLOYMENT = "model"
+POOL = "pool"
 _UNBOUNDED_REQUESTS = 100_000
 _REPORT_EVERY_S = 0.5
 _LOOK_BACK_S = 2.5
@@ -66,7 +56,7 @@ _QUIET = LoggingConfig(enable_access_log=False)
 
 
 class BuildArgs(Frozen):
-    """The `args` of an application. Without `model`: the only model, or the front of several."""
+    """The `args` of an application. Without `model`: the pool, the only model, or the front of several."""
 
     service: Service
     model: str | None = None
@@ -87,47 +77,17 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics(model)
         self._watch = await asyncio.to_thread(watch_keys, whole, loop, _counting(whole, served))
-        self._replica = Replica(served, store, self._metrics, _node_cache(whole))
-
-        def failed(version: Version | None, error: Exception) -> None:
-            what = f"version {version.version}" if version else "the registry"
-            logger.error("%s: %s can't be read, the old version serves on: %s", served.model, what, error)
-            loop.call_soon_threadsafe(self._metrics.load_failed)
-
-        def swap(loaded: Loaded) -> None:
-            loop.call_soon_threadsafe(self._replica.swap, loaded)
-
-        jury = Jury(store, served.ref, secrets.token_hex(8))
-
-        def tried(trial: Trial | None, candidate: Loaded | None, broken: str | None) -> None:
-            step = Tried(trial, candidate, broken, start=random.random()) if trial is not None else None
-            loop.call_soon_threadsafe(self._replica.try_candidate, step)
-
-        def sit() -> None:
-            step = self._replica.tried
-            if step is not None:
-                seen = asyncio.run_coroutine_threadsafe(_snapshot(step), loop).result()
-                jury.sit(step.trial, seen, step.lasted_s)
-
-        self._follower = Follower(
-            Registry(store),
-            served.ref,
-            load=self._replica.load,
-            swap=swap,
-            failed=failed,
-            tried=tried,
-        )
-        self._replica.start(await asyncio.to_thread(self._follower.first))
+        self._replica = Replica(served, store, self._metrics, node_cache(whole))
+        self._kept = KeptModel(self._replica, store)
+        loaded = await asyncio.to_thread(self._kept.first)
         self._metrics.start()
         self._log = RequestLog(log_file(model), whole.log, model)
         self._log.start()
         self._spans = open_spans(whole.tracing, model)
-        self._follower.start(whole.follow_every_s, sit)
+        self._kept.start(loaded, whole.follow_every_s)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
-        self._app = _ModelApp(
-            self._replica, self._metrics, self._follower, self._watch, log=self._log, spans=self._spans
-        )
+        self._app = _ModelApp(self._kept, self._metrics, self._watch, log=self._log, spans=self._spans)
         lane.enter(self._app)
         if self._replica.served.other_replicas is not None:
             self._tell_weight()
@@ -154,7 +114,7 @@ class ModelServer:
         self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str
     ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
         """Answer a request that the front passes on."""
-        request = Request(method, path, dict(headers), request_id, _given(body))
+        request = Request(method, path, dict(headers), request_id, given(body))
         response = await self._app.respond_to(request)
         return response.status, response.body, response.headers
 
@@ -164,26 +124,24 @@ class _ModelApp(ModelApp):
 
     def __init__(
         self,
-        replica: Replica,
+        kept: KeptModel,
         metrics: ReplicaMetrics,
-        follower: Follower[Loaded],
         watch: KeyWatch | None,
         *,
         log: RequestLog,
         spans: Spans | None,
     ) -> None:
         guard = watch.guard if watch else None
-        super().__init__(replica, metrics, Scraper(), guard=guard, log=log, spans=spans)
+        super().__init__(kept.replica, metrics, Scraper(), guard=guard, log=log, spans=spans)
         self._request_log, self._open_spans = log, spans
-        self._follower = follower
+        self._kept = kept
         self._watch = watch
 
     async def closed(self) -> None:
         lane.leave()
-        self._follower.stop()
         if self._watch is not None:
             self._watch.stop()
-        await self._replica.stop()
+        await self._kept.stop()
         await self._metrics.stop()
         await asyncio.to_thread(self._request_log.stop)
         if self._open_spans is not None:
@@ -202,9 +160,9 @@ class FrontServer:
     def __serve_build_asgi_app__(self) -> HttpApp:
         service = self._service
         app = FrontApp(
-            {served.ref.model: _forward(service, served) for served in service.models},
-            not_ready=self._not_ready,
-            signatures=self._signatures,
+            {served.ref.model: forward_to(service, served) for served in service.models},
+            not_ready=partial(not_running, service),
+            signatures=partial(signatures, service),
             scrape=Scraper(),
             max_body_bytes=max(served.max_body_bytes for served in service.models),
             guard=self._watch.guard if self._watch else None,
@@ -212,14 +170,6 @@ class FrontServer:
         lane.enter(app)
         collector.settle()
         return app
-
-    async def _not_ready(self) -> list[str]:
-        applications = (await asyncio.to_thread(serve.status)).applications
-        running = {name for name, status in applications.items() if status.status == "RUNNING"}
-        return [s.ref.model for s in self._service.models if app_name(self._service, s) not in running]
-
-    async def _signatures(self) -> Sequence[tuple[str, Signature]]:
-        return await asyncio.to_thread(_read_signatures, self._service)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -230,6 +180,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     """
     asked = BuildArgs.model_validate(args)
     written = asked.service.model_dump(mode="json")
+    if asked.model is None and asked.service.pool is not None:
+        options = _pool_options(asked.service, asked.service.pool)
+        return serve.deployment(PoolServer).options(**options).bind(written)
     if asked.model is None and len(asked.service.models) > 1:
         front = serve.deployment(FrontServer).options(
             name="front",
@@ -242,28 +195,6 @@ def build(args: dict[str, Any]) -> serve.Application:
     served = _served(asked.service, asked.model)
     deployment = serve.deployment(ModelServer).options(**_options(asked.service, served, asked.other))
     return deployment.bind(written, served.ref.model, asked.other)
-
-
-def log_file(model: str) -> Path:
-    """Where this replica writes down requests: beside Serve's own logs, which Ray's log shippers read."""
-    from ray.serve._private.logging_utils import get_serve_logs_dir
-
-    return Path(get_serve_logs_dir()) / f"tandem-requests-{model}-{os.getpid()}.jsonl"
-
-
-async def _snapshot(step: Tried[Loaded]) -> Evidence:
-    """A copy of what was seen, taken on the event loop."""
-    return step.snapshot()
-
-
-def _node_cache(service: Service) -> NodeCache | None:
-    """Where this node keeps large graphs; None where it is to keep none, or can't."""
-    try:
-        folder = node_folder("graphs") if service.cache_gib else None
-    except (OSError, RuntimeError) as error:
-        logger.warning("large graphs can't be shared between the replicas of this node: %s", error)
-        return None
-    return NodeCache(folder, int(service.cache_gib * 2**30)) if folder is not None else None
 
 
 def _counting(service: Service, served: ServedModel) -> Callable[[], int]:
@@ -296,7 +227,25 @@ def _kind(served: ServedModel, other: bool) -> ServedModel:
 
 def _options(service: Service, served: ServedModel, other: bool) -> dict[str, Any]:
     replicas = _kind(served, other).replicas
-    options: dict[str, Any] = {
+    fixed = replicas.min == replicas.max and len(served.kinds) == 1
+    return _replica_options(service, replicas) | (
+        {"num_replicas": replicas.min}
+        if fixed
+        else {"autoscaling_config": _scaled(replicas, _policy(service, served, other))}
+    )
+
+
+def _pool_options(service: Service, pool: PoolSettings) -> dict[str, Any]:
+    """The pool scales as a model does, for the shortest of its models' SLOs."""
+    replicas, slo_s = pool.replicas, min(served.slo_ms for served in service.pooled) / 1000
+    options = _replica_options(service, replicas) | {"name": POOL}
+    if replicas.min == replicas.max:
+        return options | {"num_replicas": replicas.min}
+    return options | {"autoscaling_config": _scaled(replicas, _one_kind(replicas, slo_s))}
+
+
+def _replica_options(service: Service, replicas: Replicas) -> dict[str, Any]:
+    return {
         "name": DEPLOYMENT,
         "max_ongoing_requests": _UNBOUNDED_REQUESTS,
         "graceful_shutdown_timeout_s": service.drain_s,
@@ -305,27 +254,30 @@ def _options(service: Service, served: ServedModel, other: bool) -> dict[str, An
         "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         "logging_config": _QUIET,
     }
-    if replicas.min == replicas.max and len(served.kinds) == 1:
-        return options | {"num_replicas": replicas.min}
-    return options | {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=replicas.min,
-            max_replicas=replicas.max,
-            metrics_interval_s=_REPORT_EVERY_S,
-            look_back_period_s=_LOOK_BACK_S,
-            # The policy itself decides when; Serve is not to wait on top of it.
-            upscale_delay_s=0,
-            downscale_delay_s=0,
-            policy=_policy(service, served, other),
-        )
-    }
+
+
+def _scaled(replicas: Replicas, policy: AutoscalingPolicy) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=replicas.min,
+        max_replicas=replicas.max,
+        metrics_interval_s=_REPORT_EVERY_S,
+        look_back_period_s=_LOOK_BACK_S,
+        # The policy itself decides when; Serve is not to wait on top of it.
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        policy=policy,
+    )
+
+
+def _one_kind(replicas: Replicas, slo_s: float) -> AutoscalingPolicy:
+    limits = {"least": replicas.min, "most": replicas.max, "slo_s": slo_s, "idle_s": replicas.idle_s}
+    return AutoscalingPolicy(policy_function=on_serve.PATH, policy_kwargs=limits)
 
 
 def _policy(service: Service, served: ServedModel, other: bool) -> AutoscalingPolicy:
     replicas, slo_s = served.replicas, served.slo_ms / 1000
     if len(served.kinds) == 1:
-        limits = {"least": replicas.min, "most": replicas.max, "slo_s": slo_s, "idle_s": replicas.idle_s}
-        return AutoscalingPolicy(policy_function=on_serve.PATH, policy_kwargs=limits)
+        return _one_kind(replicas, slo_s)
     return AutoscalingPolicy(
         policy_function=kinds_on_serve.PATH,
         policy_kwargs={
@@ -336,35 +288,3 @@ def _policy(service: Service, served: ServedModel, other: bool) -> AutoscalingPo
             "idle_s": replicas.idle_s,
         },
     )
-
-
-def _forward(service: Service, served: ServedModel) -> Forward:
-    handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(service, served))
-
-    async def forward(request: Request, body: bytes) -> Response:
-        headers = list(trace_context.onward(request.headers).items())
-        answer = await handle.ask.remote(request.method, request.path, headers, body, request.id)
-        return Response(*answer)
-
-    return forward
-
-
-def _given(body: bytes) -> Any:
-    """A `receive` that gives `body`, and after it nothing, for ever."""
-    given = False
-
-    async def receive() -> Message:
-        nonlocal given
-        if given:
-            await asyncio.Event().wait()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
-
-
-def _read_signatures(service: Service) -> list[tuple[str, Signature]]:
-    registry = Registry(open_store(service.store))
-    return [
-        (served.ref.model, registry.servable(registry.resolve(served.ref))[1]) for served in service.models
-    ]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cluster.clock import SYSTEM_CLOCK, Clock
-from cluster.errors import StorageError, TandemError
+from cluster.errors import NotReady, StorageError, TandemError
 from cluster.names import ModelRef
 from cluster.registry import Entry, Registry, Version
 from cluster.trial import Trial
@@ -165,9 +165,11 @@ class Follower(Generic[T]):
                 version = self._registry.version(entry, ModelRef(self._ref.model, str(trial.version)))
                 loaded = self._load(version)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the candidate's
-                if isinstance(error, StorageError) and error.retryable:
+                if isinstance(error, StorageError | NotReady) and error.retryable:
                     self._failed(None, error)
-                    self._entry_to_try = entry  # the store's fault, not the candidate's: look again
+                    self._entry_to_try = (
+                        entry  # the store's fault or for want of room, not the candidate's: look again
+                    )
                     return
                 broken = str(error).splitlines()[0] if str(error) else type(error).__name__
         self._trial = trial

@@ -47,6 +47,8 @@ class FrontApp(HttpApp):
     ) -> None:
         super().__init__(max_body_bytes=max_body_bytes, guard=guard, clock=clock)
         self._models = models
+        self.names = sorted(models)
+        """Of all models, for whoever asks for another one."""
         self._not_ready = not_ready
         self._signatures = signatures
         self._scrape = scrape
@@ -63,13 +65,11 @@ class FrontApp(HttpApp):
             if request.method not in ("GET", "HEAD"):
                 raise WrongMethod("not a method of this route", got=shown(request.method), allowed="GET")
             return await route()
-        name = _model_name(request.path)
+        name = model_name(request.path)
         if name is None:
             raise NotFound("no such route", got=shown(request.path), fix="see /openapi.json")
         if name not in self._models:
-            raise NotFound(
-                "no such model is served", got=shown(name), allowed=", ".join(sorted(self._models))
-            )
+            raise NotFound("no such model is served", got=shown(name), allowed=", ".join(self.names))
         body = await self.read_body(request)
         with self.while_connected(request):
             return await self._models[name](request, body)
@@ -95,8 +95,8 @@ class FrontApp(HttpApp):
         return Response(200, orjson.dumps(openapi(await self._signatures(), limits)), _JSON)
 
 
-def _model_name(path: str) -> str | None:
-    """`NAME` of `/v1/models/NAME:predict` or `/v2/models/NAME[/…]`."""
+def model_name(path: str) -> str | None:
+    """Whom a path asks: `NAME` of `/v1/models/NAME:predict` or `/v2/models/NAME[/…]`."""
     if path.startswith("/v2/models/"):
         return path.removeprefix("/v2/models/").partition("/")[0]
     if path.startswith("/v1/models/"):

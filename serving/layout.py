@@ -5,6 +5,8 @@ One model: one application at `/`. Several: each model is an application of its 
 application at `/` answers for the server as a whole and passes `/v1/models/NAME:predict` on. (An
 application has one route prefix, and HAProxy matches whole path segments, longest first.)
 
+With a pool, it stands at `/`: it runs its models there, and does what the front does for the others.
+
 A model's second kind of replica is an application of its own, since all replicas of one ask for the same
 resources. Its prefix is the model's behind `/-kinds`, where nobody comes: HAProxy is made to send what comes
 to the model's own prefix to both (`serving.ingress`).
@@ -17,6 +19,8 @@ from typing import Any, NamedTuple
 from serving.service import ServedModel, Service
 
 IMPORT_PATH = "serving.app:build"
+DEPLOYMENT = "model"
+"""The name of a model's deployment in its application."""
 OTHER_PREFIX = "/-kinds"
 """Stands in `haproxy-kinds.awk`, too."""
 
@@ -45,7 +49,7 @@ def applications(service: Service) -> list[Application]:
             f"/v2/models/{served.ref.model}",
             {"service": written, "model": served.ref.model},
         )
-        for served in service.models
+        for served in service.own
     ]
     return [*models, *_others(service, written), Application(service.name, "/", {"service": written})]
 

@@ -70,6 +70,12 @@ METRICS: dict[str, Metric] = {
         Metric("tandem_load_failures_total", "counter", "Versions, or looks at the registry, that failed"),
         Metric("tandem_weight_cache_hits_total", "counter", "Loads that found the graph on the node"),
         Metric("tandem_weight_cache_misses_total", "counter", "Loads that had to put it there"),
+        Metric("tandem_pool_loaded", "gauge", "Whether a pooled model is loaded: 1 or 0"),
+        Metric(
+            "tandem_pool_bytes", "gauge", "What a pooled model holds of its pool, by the size of its files"
+        ),
+        Metric("tandem_pool_evictions_total", "counter", "Times that the pool let go of a model"),
+        Metric("tandem_pool_cold_requests_total", "counter", "Requests that found their model not loaded"),
         Metric("tandem_trial_percent", "gauge", "A candidate's share of requests", ("version", "mode")),
         Metric("tandem_trial_step", "gauge", "The step a trial is at, from 0", ("version", "mode")),
         Metric(

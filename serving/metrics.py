@@ -33,6 +33,8 @@ class ReplicaMetrics:
         self.queue_rows = 0
         self.queue_age_s = 0.0
         self.busy = 0.0
+        self.pooled_bytes: int | None = None
+        """What it holds of its pool; None where it is in none."""
         self._version = 0
         self._trial: Trial | None = None
         self._tally = Tally()
@@ -89,6 +91,14 @@ class ReplicaMetrics:
         """A version was loaded, with so many hits and misses of the node's cache. For any thread."""
         self._loads.append((duration_s, hits, misses))
 
+    def evicted(self) -> None:
+        """The pool let go of it."""
+        self._count("tandem_pool_evictions_total")
+
+    def cold(self) -> None:
+        """A request came for it while the pool hadn't loaded it."""
+        self._count("tandem_pool_cold_requests_total")
+
     def load_failed(self) -> None:
         """A version couldn't be loaded, or the registry not be read."""
         self._count("tandem_load_failures_total")
@@ -130,6 +140,9 @@ class ReplicaMetrics:
             ("tandem_busy_ratio", ()): self.busy,
             ("tandem_model_version", ()): self._version,
         }
+        if self.pooled_bytes is not None:
+            gauges["tandem_pool_loaded", ()] = 1.0 if self.pooled_bytes else 0.0
+            gauges["tandem_pool_bytes", ()] = self.pooled_bytes
         if (trial := self._trial) is not None:
             gauges["tandem_trial_percent", (str(trial.version), trial.mode)] = trial.percent
             gauges["tandem_trial_step", (str(trial.version), trial.mode)] = trial.step

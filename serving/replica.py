@@ -52,6 +52,9 @@ class Loaded:
     model: BatchModel
     requests: int = 0
     """Requests that were checked by it and aren't answered yet."""
+    on_close: Callable[[], object] | None = None
+    """Told when its memory is free again."""
+    closed: bool = False
 
     @property
     def name(self) -> str:
@@ -62,6 +65,15 @@ class Loaded:
     def runtime(self) -> Runtime:
         """What runs it."""
         return self.model.runtime
+
+    def close(self) -> None:
+        """Let go of its memory, if that wasn't done. Nothing may be run on it afterwards."""
+        if self.closed:
+            return
+        self.closed = True
+        self.runtime.close()
+        if self.on_close is not None:
+            self.on_close()
 
 
 class Replica:
@@ -154,6 +166,10 @@ class Replica:
         )
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self.swap(loaded)
+
+    def show(self, described: Loaded) -> None:
+        """Answer questions about a version, and run none: this is a replica that is never started."""
+        self._serving = described
 
     def swap(self, loaded: Loaded) -> None:
         """Give new requests this version. Those that are queued or running keep theirs."""
@@ -251,13 +267,13 @@ class Replica:
             self._ticking.cancel()
         self.try_candidate(None)
         if self._serving is not None:
-            self._serving.runtime.close()
+            self._serving.close()
             self._serving = None
 
     def _close_if_idle(self, loaded: Loaded) -> None:
         candidate = self.tried.candidate if self.tried is not None else None
         if loaded.requests == 0 and loaded is not self._serving and loaded is not candidate:
-            loaded.runtime.close()
+            loaded.close()
 
     async def _tick(self) -> None:
         """Drop the expired while a long batch runs, and keep the gauges fresh."""

@@ -31,6 +31,7 @@ from cluster.registry import Registry
 from cluster.storage import Deadlines, open_store
 from serving.ingress import describe_exposure, free_port, ingress_env
 from serving.layout import Application, applications, grpc_application
+from serving.pool.size import check_fits
 from serving.service import Service
 
 READY_DEADLINE_S = 120.0
@@ -106,9 +107,13 @@ def check_models(service: Service) -> list[dict[str, Any]]:
 
     Raises:
         NotFound: one doesn't exist.
+        BadInput: one is larger than the pool that it is to live in.
     """
     registry = Registry(open_store(service.store, Deadlines(retry_s=10)))
     found = [(served.ref, registry.resolve(served.ref)) for served in service.models]
+    if service.pool is not None:
+        pooled = {served.ref for served in service.pooled}
+        check_fits(registry, [version for ref, version in found if ref in pooled], service.pool.memory_bytes)
     return [{"model": ref.model, "alias": ref.alias, "version": v.version} for ref, v in found]
 
 
@@ -185,7 +190,8 @@ def _serving(
         try:
             yield wanted
         finally:
-            _drain([application.name for application in wanted], sum(len(s.kinds) for s in service.models))
+            models_count = sum(len(served.kinds) for served in service.models)
+            _drain([application.name for application in wanted], models_count)
 
 
 def _gateway(service: Service, host: str, port: int, grpc_port: int) -> Application:
@@ -300,11 +306,8 @@ def _announce(url: str, grpc_url: str | None, models: list[dict[str, Any]], json
 
 
 def _cpus_needed(service: Service) -> int:
-    """CPUs that a Ray of our own offers: this machine's, and enough for one replica of each model."""
-    least = sum(max(s.replicas.min, 1) * s.replicas.cpus for s in service.models)
-    least += sum(
-        max(s.other_replicas.min, 1) * s.other_replicas.cpus for s in service.models if s.other_replicas
-    )
+    """CPUs that a Ray of our own offers: this machine's, and enough for one replica of each kind."""
+    least = sum(max(kind.min, 1) * kind.cpus for kind in service.kinds)
     return max(os.cpu_count() or 1, int(least + 0.999))
 
 

@@ -55,6 +55,8 @@ class ServedModel(Frozen):
     max_queue_rows: int = Field(1024, ge=1)
     """Rows waiting in a replica; further requests get 503 with Retry-After."""
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    pooled: bool = False
+    """Whether it lives in the service's `pool`, in replicas that many models share."""
 
     @field_validator("model")
     @classmethod
@@ -71,17 +73,43 @@ class ServedModel(Frozen):
                 f"max_queue_rows ({self.max_queue_rows}) at least max_batch_size ({self.max_batch_size}),"
                 " or full batches could never form"
             )
+        # Equality, since a service that was written out and read again has every field.
+        if self.pooled and (self.replicas != Replicas() or self.other_replicas is not None):
+            raise ValueError(
+                "a pooled model has no replicas of its own: say pool.replicas, or leave pooled away"
+            )
         return self
 
     @property
     def kinds(self) -> tuple[Replicas, ...]:
-        """Its one kind of replica, or both."""
+        """Its one kind of replica, or both; none where it is pooled."""
+        if self.pooled:
+            return ()
         return (self.replicas,) if self.other_replicas is None else (self.replicas, self.other_replicas)
 
     @property
     def ref(self) -> ModelRef:
         """The model and the alias or version served."""
         return ModelRef.parse(self.model)
+
+
+class PoolSettings(Frozen):
+    """Replicas that many models share; each keeps as many of them loaded as fit, the last used first."""
+
+    replicas: Replicas = Replicas()
+    memory_gib: float = Field(gt=0, le=100_000)
+    """What the models that one replica has loaded may take together, by the size of their files."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSettings:
+        if self.replicas.min < 1:
+            raise ValueError("replicas.min at least 1: the pool answers for the whole server, too")
+        return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_gib` in bytes."""
+        return int(self.memory_gib * 2**30)
 
 
 class LogSettings(Frozen):
@@ -110,6 +138,8 @@ class Service(Frozen):
     name: Name = "tandem"
     store: str
     models: Annotated[tuple[ServedModel, ...], Field(min_length=1, max_length=100)]
+    pool: PoolSettings | None = None
+    """Where models that say `pooled: true` live."""
     follow_every_s: float = Field(1.0, gt=0, le=3600)
     """How often replicas look whether their alias has moved."""
     drain_s: float = Field(20, ge=0, le=3600)
@@ -137,6 +167,26 @@ class Service(Frozen):
         names = [model.ref.model for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("each model once")
+        if self.pool is None and self.pooled:
+            raise ValueError(f"a pool, since {self.pooled[0].model} says pooled: true")
+        if self.pool is not None and not self.pooled:
+            raise ValueError("a model that says pooled: true, or no pool")
         if any(model.slo_ms / 1000 > self.drain_s for model in self.models if self.drain_s):
             raise ValueError(f"drain_s ({self.drain_s}) at least every slo_ms, or accepted requests are cut")
         return self
+
+    @property
+    def pooled(self) -> tuple[ServedModel, ...]:
+        """The models of the pool."""
+        return tuple(served for served in self.models if served.pooled)
+
+    @property
+    def own(self) -> tuple[ServedModel, ...]:
+        """The models that have replicas of their own."""
+        return tuple(served for served in self.models if not served.pooled)
+
+    @property
+    def kinds(self) -> tuple[Replicas, ...]:
+        """Every kind of replica that it runs: its models', and the pool's."""
+        owns = tuple(kind for served in self.models for kind in served.kinds)
+        return owns if self.pool is None else (*owns, self.pool.replicas)
