@@ -196,10 +196,12 @@ def _served(file: Path, model: str | None) -> Any:
     from cluster.errors import NotFound
     from serving.service import Service
 
-    models = load_yaml(Service, file, []).models
+    service = load_yaml(Service, file, [])
+    models = service.models
     for served in models:
         if model in (None, served.ref.model):
-            return served
+            shared = {"replicas": service.pool.replicas} if service.pool and served.pooled else {}
+            return served.model_copy(update=shared)
     raise NotFound(f"the service has no model '{model}'", allowed=", ".join(s.ref.model for s in models))
 
 

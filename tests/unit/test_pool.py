@@ -8,8 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from servables import LABELS, MLP, publish, publish_mlp
 
+from cluster import trials
 from cluster.config import parse_yaml
 from cluster.errors import BadInput, TandemError
 from cluster.registry import Registry
@@ -200,6 +202,27 @@ def test_a_model_that_cannot_be_loaded_harms_nobody_else(store: Store) -> None:
     run(store, test)
 
 
+def test_a_trial_pins_its_model_and_both_versions_count(store: Store) -> None:
+    registry = Registry(store)
+    publish_mlp(store, "one", 7, alias=None)
+
+    async def test(bench: Bench) -> None:
+        await bench.label("one")
+        trials.begin(registry, "one", "live", 2, mode="canary", steps=(50,), why="test")
+        hosted = bench.pool.hosted["one"]
+        await until(lambda: hosted.on_trial)
+        assert bench.pool.budget.bytes_of("one") > 1.5 * bench.size
+        assert {await bench.label("one") for _ in range(20)} == {LABELS[0], LABELS[7]}
+        assert (await bench.predict("two", timeout_s=0.05))[0] == 503
+        assert hosted.replica is not None
+        assert hosted.replica.tried is not None
+        trials.abandon(registry, "one", "live", hosted.replica.tried.trial, why="test")
+        assert await bench.label("two") == LABELS[1]
+        assert bench.pool.budget.bytes_of("one") <= bench.size * 1.1
+
+    run(store, test, room=2.5)
+
+
 def test_asking_about_a_cold_model_loads_nothing(store: Store) -> None:
     async def test(bench: Bench) -> None:
         assert (await bench.ask("GET", "/v2/models/one/ready")) == (200, {"ready": True})
@@ -272,7 +295,6 @@ models: [{model: a@live, pooled: true}, {model: b@live, pooled: true}, {model: c
 
 
 def test_the_service_file_and_what_becomes_of_it() -> None:
-    from k8s.capacity import Demand, worker_groups
     from serving.app import build
     from serving.layout import applications
 
@@ -282,8 +304,29 @@ def test_the_service_file_and_what_becomes_of_it() -> None:
     assert [(a.name, a.route_prefix) for a in made] == [("tandem--c", "/v2/models/c"), ("tandem", "/")]
     assert build(made[-1].args)._bound_deployment.name == "pool"
     assert build(made[0].args)._bound_deployment.name == "model"
-    groups = worker_groups((Demand(r.cpus, r.gpus, r.min, r.max) for r in service.kinds), "x")
-    assert [(g.cpus, g.low, g.high) for g in groups] == [(1, 1, 1), (2, 2, 3)]
+
+
+def test_on_kubernetes_the_pool_is_counted_and_linted() -> None:
+    from k8s.lint.across import across
+    from k8s.rayservice import render_service
+    from k8s.settings import ClusterSettings
+
+    service = parse_yaml(Service, SERVICE, "a test")
+    manifests = render_service(service, ClusterSettings())
+    rendered = next(m for m in manifests if m["kind"] == "RayService")
+    groups = rendered["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert [(g["groupName"], g["minReplicas"], g["maxReplicas"]) for g in groups] == [
+        ("cpu1", 1, 1),
+        ("cpu2", 2, 3),
+    ]
+    config = yaml.safe_load(rendered["spec"]["serveConfigV2"])
+    assert [a["route_prefix"] for a in config["applications"]] == ["/v2/models/c", "/"]
+    assert config["applications"][1]["args"]["service"]["pool"]["memory_gib"] == 1
+    assert list(across(manifests)) == []
+    groups[1]["maxReplicas"] = 1
+    (finding,) = across(manifests)
+    assert "CPUs" in str(finding)
+    assert "the pool" in str(finding)
 
 
 @pytest.mark.parametrize(
