@@ -16,7 +16,7 @@ from k8s.stores import check_reachable
 from k8s.upgrade import upgrade_strategy
 from k8s.yamltext import to_yaml
 from serving import weights
-from serving.ingress import RETRIES
+from serving.ingress import RECOVERY
 from serving.ingress import ingress_env as machine_env
 from serving.service import Service
 
@@ -49,7 +49,7 @@ def ingress_env(drain_s: float, *, haproxy: bool = True, kinds: bool = False) ->
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.lane:middlewares",
-        **RETRIES,
+        **RECOVERY,
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",

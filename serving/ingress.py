@@ -32,12 +32,15 @@ TEMP_DIR = "{temp_dir}"
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 """Below the ports that the system gives to outgoing connections."""
 REPLICA_PORTS = 200
-RETRIES = {
+RECOVERY = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 """A request whose replica died without a word is asked of another one. Once: were the request itself what
-kills, it must not go through them all. HAProxy asks again only what it still holds, 16 KiB of it."""
+kills, it must not go through them all. HAProxy asks again only what it still holds, 16 KiB of it.
+
+An HAProxy that died is noticed by Serve's third look at it, which by itself would take half a minute."""
 _TRIES = 50
 _WRAPPER = Path(__file__).with_name("haproxy.sh")
 
@@ -114,7 +117,7 @@ def _haproxy_env(folder: str, loopback: bool, drain_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
-        **RETRIES,
+        **RECOVERY,
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         # Clients that stop sending in the middle of a request, and the headers of one.

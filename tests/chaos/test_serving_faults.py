@@ -31,6 +31,7 @@ RATE = 150
 SECONDS = 12.0
 STRIKE_AT_S = 4.0
 WITHIN_S = 8.0
+HAPROXY_BACK_S = 24.0
 ROW = json.dumps({"instances": [[0.0] * 64]}).encode()
 REQUEST = http_post("/v1/models/digits:predict", ROW, "content-type: application/json")
 
@@ -59,9 +60,9 @@ def processes(service: ServiceProcess, name: str) -> list[psutil.Process]:
     return found
 
 
-def under_load(service: ServiceProcess, strike: Callable[[], None]) -> list[Sent]:
+def under_load(service: ServiceProcess, strike: Callable[[], None], seconds: float = SECONDS) -> list[Sent]:
     """Load for a while, with a fault in the middle."""
-    plan = [Planned(number / RATE, WITHIN_S) for number in range(int(RATE * SECONDS))]
+    plan = [Planned(number / RATE, WITHIN_S) for number in range(int(RATE * seconds))]
     timer = threading.Timer(STRIKE_AT_S, strike)
     timer.start()
     try:
@@ -72,7 +73,7 @@ def under_load(service: ServiceProcess, strike: Callable[[], None]) -> list[Sent
 
 def report(capsys: pytest.CaptureFixture[str], what: str, sent: list[Sent]) -> Counter[int]:
     statuses = Counter(one.status for one in sent)
-    slowest = max(one.latency_s for one in sent if one.status == 200)
+    slowest = max((one.latency_s for one in sent if one.status == 200), default=0.0)
     with capsys.disabled():
         sys.stdout.write(
             f"\n{what}: {len(sent)} requests, by status {dict(statuses)}, slowest {slowest:.2f} s\n"
@@ -118,11 +119,13 @@ def test_a_killed_haproxy_comes_back(service: ServiceProcess, capsys: pytest.Cap
             process.send_signal(signal.SIGKILL)
 
     await_two(service)
-    sent = under_load(service, strike)
+    sent = under_load(service, strike, HAPROXY_BACK_S)
     statuses = report(capsys, "HAProxy killed", sent)
-    assert set(statuses) <= {0, 200, 503}
-    late = [one for one in sent if one.planned.at_s > SECONDS - 1]
-    assert {one.status for one in late} == {200}, "it never came back"
+    assert set(statuses) <= {0, 200, 503}, "never that the model is unknown"
+    failed = [one.planned.at_s for one in sent if one.status != 200]
+    with capsys.disabled():
+        sys.stdout.write(f"without an answer from {min(failed):.1f} s to {max(failed):.1f} s\n")
+    assert max(failed) < HAPROXY_BACK_S - 1, "it never came back"
 
 
 def test_a_killed_controller_is_not_noticed(

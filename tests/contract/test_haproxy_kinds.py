@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -111,6 +112,16 @@ def test_a_service_of_one_kind_is_left_as_it_is(tmp_path: Path) -> None:
     before = file.read_text()
     subprocess.run([SCRIPT, "-c", "-f", str(file)], env=environment(31010), check=True, capture_output=True)
     assert file.read_text() == before
+
+
+def test_nobody_is_told_that_a_model_is_unknown_before_any_is_known(tmp_path: Path) -> None:
+    port = free_ports(3)
+    file = configuration(tmp_path, port, [])
+    with haproxy(file, port), socket.create_connection(("127.0.0.1", port), DEADLINE_S) as asked:
+        asked.sendall(b"GET /v2/models/a HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: asked.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1\r\n" in answer.lower()
 
 
 @contextmanager
