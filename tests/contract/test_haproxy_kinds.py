@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,11 +118,22 @@ def test_a_service_of_one_kind_is_left_as_it_is(tmp_path: Path) -> None:
 def test_nobody_is_told_that_a_model_is_unknown_before_any_is_known(tmp_path: Path) -> None:
     port = free_ports(3)
     file = configuration(tmp_path, port, [])
-    with haproxy(file, port), socket.create_connection(("127.0.0.1", port), DEADLINE_S) as asked:
+    with haproxy(file, port), connected(port) as asked:
         asked.sendall(b"GET /v2/models/a HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: asked.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1\r\n" in answer.lower()
+
+
+def connected(port: int) -> socket.socket:
+    """Once it listens."""
+    give_up_s = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), DEADLINE_S)
+        except ConnectionRefusedError:
+            assert time.monotonic() < give_up_s, "it never listened"
+            time.sleep(0.02)
 
 
 @contextmanager
