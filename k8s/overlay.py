@@ -20,6 +20,7 @@ from k8s.tree import BASES, TREE, base_settings, write_bases
 
 _PARTS = {"RayService": "serving"}
 _DEADLINE_S = 60.0
+_BLAMED_CHARS = 180
 _COPIED = ("base", "components", "overlays")
 
 
@@ -78,11 +79,17 @@ def kustomize(folder: Path) -> str:
     if done.returncode:
         raise BadInput(
             f"kubectl kustomize refuses '{folder.name}'",
-            got=shown(done.stderr.strip()),
+            got=_blamed(done.stderr, folder),
             allowed="a kustomization that `kubectl kustomize` (5.8) builds",
-            fix="build it by hand to see where it is wrong",
+            fix="paths in it are from k8s/overlays/NAME of the tree: ../../base/…, ../../components/…",
         )
     return done.stdout
+
+
+def _blamed(stderr: str, folder: Path) -> str:
+    """The end of what kustomize says, where the cause is; without the folder of the tree's copy."""
+    said = stderr.strip().replace(f"{folder.parent.parent}/", "")
+    return shown(said if len(said) <= _BLAMED_CHARS else "…" + said[-_BLAMED_CHARS:])
 
 
 def _kubectl() -> Path:

@@ -171,7 +171,9 @@ def _kustomization(resources: Sequence[str]) -> Manifest:
 
 def _component(patches: Sequence[Manifest]) -> Manifest:
     about = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
-    return about | ({"patches": list(patches)} if patches else {})
+    return about | {
+        "patches": list(patches)
+    }  # an empty list, too: kustomize refuses a file that says nothing
 
 
 def _write(path: Path, *documents: Manifest) -> None:
