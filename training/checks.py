@@ -54,6 +54,7 @@ def prepare(run: Run, recipe: Recipe, began_at: datetime) -> DatasetFacts:
 
 def _check(recipe: Recipe, facts: DatasetFacts) -> None:
     task = build_task(recipe.task, facts, recipe.options)
+    task.check_recipe(recipe)
     check_gate(recipe.gate, task.greater_is_better)
 
 

@@ -20,8 +20,8 @@ from cluster.signature import Signature
 from training.data.columns import input_arrays, target_array
 from training.data.dataset import Dataset
 from training.gate import Incomparable
+from training.problem import Arrays, Problem
 from training.servable import Servable
-from training.task import Arrays, Task
 
 _DECODING_THREADS = 4
 
@@ -38,7 +38,7 @@ class Evaluation:
 def evaluate(
     servable_files: Mapping[str, bytes],
     dataset: Dataset,
-    task: Task,
+    task: Problem,
     batch_rows: int = 256,
     *,
     clock: Clock = SYSTEM_CLOCK,
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def evaluate_live(
-    servable_files: Mapping[str, bytes], dataset: Dataset, task: Task, batch_rows: int = 256
+    servable_files: Mapping[str, bytes], dataset: Dataset, task: Problem, batch_rows: int = 256
 ) -> Evaluation | Incomparable:
     """As `evaluate`, for the live version, which an earlier task and earlier data may have made.
 
@@ -108,7 +108,7 @@ def _check_outputs(found: Signature, wanted: Signature) -> None:
         )
 
 
-def _check_metrics(metrics: Mapping[str, float], task: Task) -> None:
+def _check_metrics(metrics: Mapping[str, float], task: Problem) -> None:
     if set(metrics) != set(task.greater_is_better):
         raise BadInput(
             "the task's metrics() gives other metrics than greater_is_better names",

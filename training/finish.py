@@ -17,15 +17,14 @@ from cluster.names import ModelRef
 from cluster.registry import Registry, Version
 from cluster.runs import Run, RunResult
 from cluster.storage import Store, open_store
-from training.checkpoints.checkpoint import restore_model
 from training.data.dataset import Dataset
 from training.evaluate import evaluate, evaluate_live
-from training.export import export
 from training.facts import DatasetFacts
 from training.gate import Incomparable, judge
+from training.method import method_of
+from training.problem import Problem
 from training.progress import Progress, Show
 from training.recipe import Recipe
-from training.task import Task
 from training.tasks import build_task
 from training.trackers import openers
 from training.tracking import Tracking
@@ -46,13 +45,11 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
     run = Run(store, run_name)
     facts = DatasetFacts.model_validate(run.record().facts)
     task = build_task(recipe.task, facts, recipe.options)
-    model = task.build_model()
-    found = restore_model(model, run.checkpoints(), lambda number, error: None)
-    if found is None:
-        raise RunFailed(f"run '{run_name}' has no checkpoint to export", fix="train it first")
-
     show(Progress("exporting"))
-    files = export(task, model)
+    exported = method_of(task).export(run, task)
+    if exported is None:
+        raise RunFailed(f"run '{run_name}' has no checkpoint to export", fix="train it first")
+    files = exported.files
     show(Progress("evaluating"))
     held_out = Dataset.open(recipe.data.eval)
     metrics = evaluate(files, held_out, task).metrics
@@ -62,8 +59,8 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         "runtime": "onnx",
         "model": recipe.model,
         "run": run_name,
-        "checkpoint": found.number,
-        "step": found.meta.step,
+        "checkpoint": exported.checkpoint,
+        "step": exported.step,
         "metrics": metrics,
         "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
     }
@@ -81,7 +78,7 @@ def finish_run(recipe: Recipe, run_name: str, *, samples_per_s: float, show: Sho
         store=recipe.store,
         # JSON has no NaN; the gate has refused it already, and its reason says which.
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        steps=found.meta.step,
+        steps=exported.step,
         samples_per_s=samples_per_s,
         gate="passed" if verdict.passed else "failed",
     )
@@ -101,7 +98,7 @@ def _tell_trackers(run: Run, result: RunResult, show: Show) -> None:
 
 
 def _live_metrics(
-    recipe: Recipe, store: Store, task: Task, held_out: Dataset
+    recipe: Recipe, store: Store, task: Problem, held_out: Dataset
 ) -> Mapping[str, float] | Incomparable | None:
     """The promoted version's metrics on the same held-out data, None where there is nothing to compare."""
     if recipe.gate is None or recipe.gate.no_worse_than_live_by is None or recipe.promote_to is None:

@@ -1,6 +1,6 @@
 """One worker's way through one generation: one state, steps to the end or to an agreed stop, the last commit.
 
-A batch that ruins the weights is gone back behind, and left out. Rank 0 also decides when to save, commits,
+How steps are made is the method's business (`training.method`). Rank 0 also decides when to save, commits,
 and reports.
 
 Knows neither how a group is formed nor what becomes of the worker afterwards.
@@ -8,32 +8,18 @@ Knows neither how a group is formed nor what becomes of the worker afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from cluster.clock import Clock
-from cluster.errors import RunFailed, StorageError, TandemError
-from cluster.manifest import Manifest, Writer
-from cluster.runs import Run
+from cluster.errors import TandemError
+from cluster.manifest import Manifest
 from training.agree import Agreement
-from training.checkpoints.saver import Saver, Stage
 from training.control import Source
-from training.data.dataset import Dataset
-from training.data.loader import HostBatch, Loader
-from training.data.plan import Plan
-from training.flops import tell_flops
-from training.line import Line
-from training.loop import train_steps
-from training.losses import Poisoned
-from training.memory import Memory
-from training.recipe import Recipe
+from training.method import Heard, Method
 from training.recorder import AgreedStop, Recorder, Seat
 from training.reporter import Reporter
-from training.task import Task
 from training.telling import Telling, Troubles
 
 
@@ -54,18 +40,8 @@ class Outcome:
 class Kept:
     """What a worker has in every generation."""
 
-    run: Run
-    recipe: Recipe
-    task: Task
-    dataset: Dataset
-    plan: Plan
-    total_steps: int
-    device: torch.device
-    memory: Memory
-    stage: Stage
+    method: Method[Any]
     telling: Telling
-    epoch: int
-    """Of the driver's lease."""
     member: str
     clock: Clock
 
@@ -81,8 +57,8 @@ class Generation:
     def __init__(self, kept: Kept, seat: Seat) -> None:
         self._kept = kept
         self._seat = seat
-        self._recipe = kept.recipe
-        self._memory = kept.memory
+        self._method = kept.method
+        self._memory = kept.method.memory
         self._group, self._control, self._events = seat.group, seat.control, seat.events
 
     def take_part(self) -> Outcome:
@@ -100,14 +76,14 @@ class Generation:
         if group.rank == 0:
             reporter = self._kept.telling.reporter(self._seat, state, source, self._memory.checkpoint)
         agreement = Agreement(group.client(), group.rank, group.world)
-        saver = self._saver(reporter)
+        saver = self._method.saver(self._seat, self._heard(reporter))
         control.on_part = saver.close
         recorder = Recorder(self._seat, state, line, agreement, saver, reporter, self._memory.saved_step)
         control.step = state.step
         control.on_joined(state.step, source)
         control.phase = "training"
         try:
-            self._steps(recorder, line, saver, reporter)
+            self._method.train(self._seat, line, recorder, saver, reporter)
             control.phase = "committing"
             recorder.finish()
             group.meet()
@@ -148,78 +124,10 @@ class Generation:
         self._seat.teller.tell(generation=group.generation, rank=group.rank)
         self._events.request_flush()
 
-    def _steps(self, recorder: Recorder, line: Line, saver: Saver, reporter: Reporter | None) -> None:
-        """Step to the end, going back behind each batch that ruins the weights and leaving it out."""
-        optimization = self._recipe.optimization
-        while True:
-            state = self._memory.state
-            loader = Loader(
-                self._kept.dataset,
-                self._kept.plan,
-                self._kept.task,
-                global_batch_size=optimization.global_batch_size,
-                rank=self._group.rank,
-                world_size=self._group.world,
-                cursor=state.cursor,
-                epochs=optimization.epochs,
-            )
-            try:
-                with loader as batches:
-                    train_steps(
-                        self._kept.task,
-                        state,
-                        self._telling_flops(batches),
-                        optimization,
-                        total_steps=self._kept.total_steps,
-                        device=self._kept.device,
-                        hooks=recorder,
-                        spike_factor=self._recipe.faults.spike_factor,
-                    )
-                return
-            except Poisoned as poisoned:
-                self._go_back(poisoned, line, saver, reporter)
-
-    def _telling_flops(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
-        """The batches, of which the first tells rank 0 what a row costs."""
-        for number, batch in enumerate(batches):
-            if number == 0 and self._group.rank == 0:
-                precision = self._recipe.optimization.precision
-                tell_flops(self._kept.task, batch.arrays, self._kept.device, precision, self._events)
-            yield batch
-
-    def _go_back(self, poisoned: Poisoned, line: Line, saver: Saver, reporter: Reporter | None) -> None:
-        allowed = self._recipe.faults.skip_at_most
-        if line.left_out >= allowed:
-            raise RunFailed(
-                f"{poisoned.failed}, and {line.left_out} batches were left out before",
-                got=str(poisoned.loss),
-                allowed=f"faults.skip_at_most: {allowed}",
-                fix="look for extreme values in the data, or start a new run with a lower learning_rate",
-            ) from None
-        self._seat.account.switch("restart")
-        self._control.phase = "restoring"
-        with contextlib.suppress(StorageError):  # what is in flight may be the last good one
-            saver.wait(self._recipe.checkpoint.retry_s)
-        meta = self._memory.go_back(self._group, self._events)
-        line.back_to(meta, poisoned.start, poisoned.stop)
-        if reporter:
-            self._events.write(
-                "rolled-back",
-                why=poisoned.failed,
-                step=poisoned.step,
-                to_step=meta.step,
-                checkpoint=self._memory.checkpoint,
-                rows=[poisoned.start, poisoned.stop],
-            )
-            reporter.note(
-                f"{poisoned.failed}: going back to step {meta.step}, and leaving that step's batch out"
-            )
-        self._control.phase = "training"
-
-    def _saver(self, reporter: Reporter | None) -> Saver:
+    def _heard(self, reporter: Reporter | None) -> Heard:
         troubles = Troubles(self._events, self._kept.clock)
 
-        def not_committed(error: TandemError) -> None:
+        def gave_up(error: TandemError) -> None:
             if reporter:
                 reporter.not_committed(error)
 
@@ -228,17 +136,4 @@ class Generation:
                 reporter.committed(manifest)
             self._memory.checkpoint = manifest.number
 
-        return Saver(
-            self._kept.run,
-            self._memory.state,
-            self._recipe.checkpoint,
-            rank=self._group.rank,
-            world=self._group.world,
-            exchange=self._group.client(),
-            newest=self._memory.head,
-            writer=Writer(epoch=self._kept.epoch, generation=self._group.generation),
-            on_commit=committed,
-            on_failure=not_committed,
-            stage=self._kept.stage,
-            on_trouble=troubles.tell,
-        )
+        return Heard(committed, gave_up, troubles.tell)

@@ -42,6 +42,8 @@ class Group:
     attempt: str
     """Names the generation in events and in the ledger; the same on every rank."""
     store: Store | None
+    host: str = "127.0.0.1"
+    """Where the other ranks reach rank 0's machine."""
 
     def client(self) -> Store | None:
         """A connection of its own to the group's store, for one thread's use."""
@@ -77,7 +79,7 @@ class Bond:
     """This process's membership in one process group. Make it before the group's store is reached."""
 
     def __init__(self) -> None:
-        self._before = _open_sockets()
+        self._before = open_sockets()
         self._sockets: set[int] | None = None
 
     def form(self, group: Group, device: torch.device, patience_s: float) -> None:
@@ -98,7 +100,7 @@ class Bond:
                 world_size=group.world,
                 timeout=timedelta(seconds=patience_s),
             )
-        self._sockets = _open_sockets() - self._before
+        self._sockets = open_sockets() - self._before
 
     def abort(self) -> None:
         """Make whatever waits in an exchange fail, from any thread. A peer that is cut off closes nothing.
@@ -107,10 +109,7 @@ class Bond:
         the group is being formed, all that were opened since.
         """
         forming = self._sockets is None
-        for number in _open_sockets() - self._before if forming else self._sockets or ():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    connection.shutdown(socket.SHUT_RDWR)
+        cut(open_sockets() - self._before if forming else self._sockets or set())
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError, ValueError):
                 dist.distributed_c10d._get_default_group().abort()
@@ -122,7 +121,16 @@ class Bond:
                 dist.destroy_process_group()
 
 
-def _open_sockets() -> set[int]:
+def cut(connections: set[int]) -> None:
+    """Shut these sockets down, but for those that only listen; whoever waits in one finds it at its end."""
+    for number in connections:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+            if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def open_sockets() -> set[int]:
+    """The file descriptors of this process's sockets."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

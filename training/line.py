@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cluster.config import Frozen
 from training.checkpoints.checkpoint import CheckpointMeta
-from training.loop import TrainState
+from training.method import Position
 
 
 class LineRecord(Frozen):
@@ -54,7 +54,7 @@ class Line:
         """Whether the batch that starts at `cursor` is to be left out."""
         return cursor in self._skips
 
-    def to(self, state: TrainState, loss: float | None = None) -> CheckpointMeta:
+    def to(self, state: Position, loss: float | None = None) -> CheckpointMeta:
         """The line up to `state`; `loss` is the mean over the steps since the last checkpoint."""
         return self._extended(state.step, state.cursor).model_copy(update={"loss": loss})
 

@@ -44,11 +44,12 @@ from training.crew.messages import (
     parse_order,
     send,
 )
+from training.device import worker_device
 from training.facts import DatasetFacts
 from training.group import Bond, Group, host_store, reach_store
 from training.progress import Progress
 from training.recipe import Recipe
-from training.worker import Worker, worker_device
+from training.worker import Worker
 
 BEAT_EVERY_S = 1.0
 _STORE_PHASES = ("restoring", "saving", "committing")
@@ -134,7 +135,7 @@ class _Member:
             else:
                 store = host_store(join.world)
                 self._say(Hosting(generation=join.generation, port=store.port))
-        group = Group(join.rank, join.world, join.generation, join.attempt, store)
+        group = Group(join.rank, join.world, join.generation, join.attempt, store, host=join.host)
         patience_s = self._recipe.faults.stuck_s + _PATIENCE_MARGIN_S
         bond.form(group, worker_device(self._recipe), patience_s)
         self._control.on_joined = lambda step, source: self._say(

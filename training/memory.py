@@ -12,6 +12,8 @@ to give to the next generation. Neither has one whose state a step may have ruin
 
 from __future__ import annotations
 
+from typing import Generic, Literal
+
 import torch
 import torch.distributed as dist
 
@@ -19,32 +21,43 @@ from cluster.artifacts import Artifacts
 from cluster.errors import Damaged, NotFound, StorageError
 from cluster.events import EventWriter
 from cluster.runs import Run
-from training.checkpoints.checkpoint import CheckpointMeta, load_checkpoint
+from training.checkpoints.checkpoint import CheckpointMeta
 from training.control import Source
 from training.group import Group
 from training.line import Line, LineRecord
-from training.loop import TrainState, new_state
-from training.recipe import Recipe
-from training.replicate import Mark, furthest, replicate
-from training.sharding import shard
-from training.task import Task
+from training.method import S, States
+from training.replicate import Mark, furthest
 
 _LINE_KEY = "line"
 _SKIPS_KEY = "skips"
 _NONE_READABLE = -1
 
 
-class Memory:
-    """One worker's. `state` may be asked for once a group has agreed on one."""
+class Memory(Generic[S]):
+    """One worker's. `state` may be asked for once a group has agreed on one.
 
-    def __init__(self, run: Run, recipe: Recipe, fingerprint: str, task: Task, device: torch.device) -> None:
+    Args:
+        strategy: the recipe's.
+        fingerprint: of the dataset.
+        states: what a state is.
+        device: what the group exchanges tensors on.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        strategy: Literal["ddp", "fsdp"],
+        fingerprint: str,
+        states: States[S],
+        device: torch.device,
+    ) -> None:
         self._run = run
-        self._recipe = recipe
-        self._task = task
+        self._strategy = strategy
+        self._states = states
         self._device = device
         self._empty = CheckpointMeta(step=0, cursor=0, fingerprint=fingerprint, ledger=())
         self._sharded = False
-        self._state: TrainState | None = None
+        self._state: S | None = None
         self._generation = -1
         """The last one that trained the state."""
         self._record = LineRecord(meta=self._empty, skips={}, newest=0, checkpoint=0)
@@ -56,7 +69,7 @@ class Memory:
         """The step of the checkpoint that the state came from, -1 where it came from memory, or is fresh."""
 
     @property
-    def state(self) -> TrainState:
+    def state(self) -> S:
         """What the group agreed on, and has trained since."""
         assert self._state is not None, "agree first"
         return self._state
@@ -88,9 +101,9 @@ class Memory:
             StorageError: the store can't be read.
             RuntimeError: a peer is gone.
         """
-        if self._recipe.strategy == "fsdp":
+        if self._strategy == "fsdp":
             self._state = None  # its shards, or its wholeness, belong to the group before
-        self._sharded = self._recipe.strategy == "fsdp" and group.world > 1
+        self._sharded = self._strategy == "fsdp" and group.world > 1
         source = self._from_anywhere(group, events)
         self._generation = group.generation
         return source
@@ -110,8 +123,8 @@ class Memory:
             held = self._state
             if group.rank != leader.rank:
                 self._state = None
-            state = held or new_state(self._task, self._recipe.optimization, self._device)
-            replicate(state, leader.rank, group)
+            state = held or self._states.blank(sharded=False)
+            self._states.replicate(state, leader.rank, group)
             state.step, state.cursor = self._record.meta.step, self._record.meta.cursor
             self._state = state
         self.saved_step = -1
@@ -158,7 +171,7 @@ class Memory:
                 head = self._run.checkpoints().head()
             except StorageError as error:
                 events.write("checkpoints-not-seen", why=str(error))
-        state = self._blank_state()
+        state = self._states.blank(sharded=self._sharded)
         number, meta = self._load_newest(state, group, events, head, beyond=step)
         if number:
             self._adopt(state, number, meta)
@@ -168,29 +181,27 @@ class Memory:
         """The newest checkpoint that every rank finds whole, loaded on every rank; else a fresh state."""
         held, self._state = self._state, None
         # Anew each time: what a failed load has overwritten must not pass for a beginning.
-        state = self._blank_state()
+        state = self._states.blank(sharded=self._sharded)
         head = self._run.checkpoints().head() if group.rank == 0 else 0
         number, meta = self._load_newest(state, group, events, head)
         self._state = held
         self._adopt(state, number, meta)
         return "store" if number else "fresh"
 
-    def _blank_state(self) -> TrainState:
-        prepare = shard if self._sharded else None
-        return new_state(self._task, self._recipe.optimization, self._device, prepare)
-
-    def _adopt(self, state: TrainState, number: int, meta: CheckpointMeta) -> None:
+    def _adopt(self, state: S, number: int, meta: CheckpointMeta) -> None:
         """Go on with what was loaded from checkpoint `number`, 0 for nothing."""
         held = self._state or state
         # Whoever works with the state that was held goes on with this one.
-        held.model, held.optimizer, held.sound = state.model, state.optimizer, True
+        if held is not state:
+            self._states.replace(held, state)
+        held.sound = True
         held.step, held.cursor = meta.step, meta.cursor
         self._state, self.checkpoint = held, number
         self._record = LineRecord(meta=meta, skips=self._record.skips, newest=self.head, checkpoint=number)
         self.saved_step = meta.step if number else -1
 
     def _load_newest(
-        self, state: TrainState, group: Group, events: EventWriter, head: int, beyond: int = -1
+        self, state: S, group: Group, events: EventWriter, head: int, beyond: int = -1
     ) -> tuple[int, CheckpointMeta]:
         """Load the newest checkpoint that every rank finds whole, if its step is beyond one.
 
@@ -228,10 +239,10 @@ class Memory:
         return 0, self._empty
 
     def _load(
-        self, state: TrainState, artifacts: Artifacts, number: int, events: EventWriter
+        self, state: S, artifacts: Artifacts, number: int, events: EventWriter
     ) -> CheckpointMeta | None:
         try:
-            return load_checkpoint(state, artifacts, artifacts.read(number))
+            return self._states.load(state, artifacts, artifacts.read(number))
         except (Damaged, NotFound) as error:
             events.write("checkpoint-passed-over", checkpoint=number, why=str(error))
             return None

@@ -20,13 +20,13 @@ from cluster.events import EventWriter
 from cluster.goodput import Kind
 from training.agree import Agreement
 from training.checkpoints.pace import SaveClock
-from training.checkpoints.saver import Saver
 from training.communication import ExposedExchange
 from training.control import Control
 from training.goodput import Account, AccountTeller
 from training.group import Group
 from training.line import Line
-from training.loop import StepReport, TrainState
+from training.loop import StepReport
+from training.method import Position, Saving
 from training.recipe import Recipe
 from training.reporter import Reporter
 
@@ -65,10 +65,10 @@ class Recorder:
     def __init__(
         self,
         seat: Seat,
-        state: TrainState,
+        state: Position,
         line: Line,
         agreement: Agreement,
-        saver: Saver,
+        saver: Saving,
         reporter: Reporter | None,
         saved_step: int,
     ) -> None:

@@ -15,7 +15,7 @@ from cluster.runs import Run
 from training.control import Source
 from training.facts import DatasetFacts
 from training.goodput import Account
-from training.loop import TrainState
+from training.method import Position
 from training.progress import Progress
 from training.recipe import Recipe
 from training.recorder import Seat
@@ -54,7 +54,7 @@ class Telling:
         self._clock = clock
         self._tracking: Tracking | None = None
 
-    def reporter(self, seat: Seat, state: TrainState, source: Source, checkpoint: int) -> Reporter:
+    def reporter(self, seat: Seat, state: Position, source: Source, checkpoint: int) -> Reporter:
         """For one generation, which begins with `state`; `checkpoint` is the newest one, 0 for none."""
         epochs = self._recipe.optimization.epochs
         restored = f"resuming from checkpoint {checkpoint}, step {state.step}"

@@ -11,20 +11,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import torch
-
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.events import EventWriter
 from cluster.runs import Run
 from cluster.storage import open_store
-from training.checkpoints.saver import Stage
 from training.control import Control
-from training.data.dataset import Dataset
+from training.device import worker_device
 from training.facts import DatasetFacts
 from training.generation import Generation, Kept, Outcome
 from training.goodput import Account, AccountTeller
 from training.group import Group, from_environment
-from training.memory import Memory
+from training.method import Terms, method_of
 from training.progress import Progress
 from training.recipe import Recipe
 from training.recorder import Seat
@@ -56,28 +53,15 @@ class Worker:
         member: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        torch.set_num_threads(max(1, int(recipe.workers.cpus)))
         run = Run(open_store(recipe.store), run_name)
-        dataset = Dataset.open(recipe.data.train, disk_bytes=int(recipe.data.cache_gib * 2**30))
-        dataset.check_unchanged(facts.fingerprint)
-        plan = dataset.plan(recipe.optimization.seed)
-        steps_per_epoch = plan.steps_per_epoch(recipe.optimization.global_batch_size)
-        total_steps = recipe.optimization.epochs * steps_per_epoch
-        task = build_task(recipe.task, facts, recipe.options)
-        device = worker_device(recipe)
+        problem = build_task(recipe.task, facts, recipe.options)
+        method = method_of(problem)(Terms(run, recipe, facts, problem, epoch, clock))
         self._account = Account(clock)
+        self._recipe = recipe
+        self._run = run
         self._kept = Kept(
-            run=run,
-            recipe=recipe,
-            task=task,
-            dataset=dataset,
-            plan=plan,
-            total_steps=total_steps,
-            device=device,
-            memory=Memory(run, recipe, facts.fingerprint, task, device),
-            stage=Stage(),
-            telling=Telling(run, recipe, facts, report, self._account, total_steps, clock),
-            epoch=epoch,
+            method=method,
+            telling=Telling(run, recipe, facts, report, self._account, method.total_steps, clock),
             member=member or f"pid{os.getpid()}",
             clock=clock,
         )
@@ -90,13 +74,15 @@ class Worker:
 
         Raises:
             RunFailed: batches ruined the weights more often than the recipe allows.
-            TandemError: as `training.loop.train_steps`, `training.checkpoints.checkpoint` and the loader say.
+            TandemError: as the method, the checkpoints and the loader say.
             RuntimeError: from torch, where a peer is gone.
         """
         kept = self._kept
-        events = EventWriter(kept.run.store, kept.run.prefix, f"{group.attempt}-rank{group.rank}", kept.clock)
+        events = EventWriter(
+            self._run.store, self._run.prefix, f"{group.attempt}-rank{group.rank}", kept.clock
+        )
         teller = AccountTeller(self._account, events, kept.member, kept.clock)
-        seat = Seat(kept.recipe, group, control, self._account, teller, events, kept.clock)
+        seat = Seat(self._recipe, group, control, self._account, teller, events, kept.clock)
         self._account.switch("restart")
         ended = False
         try:
@@ -114,13 +100,8 @@ class Worker:
 
     def close(self) -> None:
         """Let go of what outlives groups."""
-        self._kept.stage.close()
+        self._kept.method.close()
         self._kept.telling.close()
-
-
-def worker_device(recipe: Recipe) -> torch.device:
-    """What this process's steps run on."""
-    return torch.device("cuda", torch.cuda.current_device()) if recipe.workers.gpus else torch.device("cpu")
 
 
 def run_worker(

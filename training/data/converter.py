@@ -18,7 +18,7 @@ from cluster.errors import BadInput
 from training.data.columns import model_input, target_array
 from training.data.dataset import Dataset
 from training.data.rows import BadRow
-from training.task import TARGET, Arrays, Task
+from training.problem import TARGET, Arrays, Problem
 
 
 class Converter:
@@ -28,7 +28,7 @@ class Converter:
     images.
     """
 
-    def __init__(self, dataset: Dataset, task: Task) -> None:
+    def __init__(self, dataset: Dataset, task: Problem) -> None:
         inputs = task.signature().inputs
         self.images = [tensor for tensor in inputs if tensor.encoding is not None]
         self.columns = list(dict.fromkeys([*(tensor.name for tensor in inputs), task.facts.label]))

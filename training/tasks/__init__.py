@@ -1,6 +1,7 @@
 """From the name in a recipe to a task: one of the built-in ones, or a user's own class.
 
     image-classification        training.tasks.image
+    boosted-trees               training.tasks.trees
     tabular-classification      training.tasks.tabular
     tabular-regression          training.tasks.tabular
     package.module:MyTask       imported from wherever Python finds it
@@ -19,21 +20,22 @@ from typing import Any
 from cluster.config import validated
 from cluster.errors import BadInput, shown
 from training.facts import DatasetFacts
-from training.task import Task
+from training.problem import Problem
 
 BUILT_IN = {
     "image-classification": "training.tasks.image:ImageClassification",
+    "boosted-trees": "training.tasks.trees:BoostedTrees",
     "tabular-classification": "training.tasks.tabular:TabularClassification",
     "tabular-regression": "training.tasks.tabular:TabularRegression",
 }
 """Where each built-in task stands, by its name in a recipe."""
 
 
-def resolve_task(name: str) -> type[Task]:
+def resolve_task(name: str) -> type[Problem]:
     """The class that a recipe's `task` stands for.
 
     Raises:
-        BadInput: no such task, a module that can't be imported, or a class that isn't a whole `Task`.
+        BadInput: no such task, a module that can't be imported, or a class that isn't a whole task.
     """
     module_name, colon, class_name = BUILT_IN.get(name, name).partition(":")
     if not colon:
@@ -45,7 +47,7 @@ def resolve_task(name: str) -> type[Task]:
             fix=f"did you mean '{near[0]}'?" if near else "choose one, or name a class of your own",
         )
     found = getattr(_imported(module_name, name), class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    if not (isinstance(found, type) and issubclass(found, Problem)):
         raise BadInput(
             f"'{name}' is not a task",
             got=f"no '{class_name}' in '{module_name}'" if found is None else shown(found),
@@ -63,7 +65,7 @@ def resolve_task(name: str) -> type[Task]:
     return found
 
 
-def build_task(recipe_task: str, facts: DatasetFacts, options: Mapping[str, Any]) -> Task:
+def build_task(recipe_task: str, facts: DatasetFacts, options: Mapping[str, Any]) -> Problem:
     """The task of a recipe, bound to its dataset.
 
     Args:

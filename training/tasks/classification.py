@@ -24,6 +24,8 @@ from training.task import TARGET, Arrays, Task, Tensors
 if TYPE_CHECKING:
     import torch
 
+CLASS_METRICS = {"accuracy": True, "log_loss": False}
+"""For each, whether a higher value is better."""
 _SMALLEST_PROBABILITY = 1e-15
 
 
@@ -34,7 +36,7 @@ class Classification(Task):
         BadInput: from the constructor, where the label has fewer than two classes.
     """
 
-    greater_is_better = {"accuracy": True, "log_loss": False}
+    greater_is_better = CLASS_METRICS
 
     def __init__(self, facts: DatasetFacts, options: Frozen) -> None:
         super().__init__(facts, options)
@@ -52,15 +54,11 @@ class Classification(Task):
 
     def signature(self) -> Signature:
         """The inputs, and `label` and `probabilities`."""
-        labels = self.facts.labels
         return Signature(
             task=self.name or f"{type(self).__module__}:{type(self).__qualname__}",
             inputs=self.inputs(),
-            outputs=(
-                Tensor(name="label", dtype="BYTES", shape=(-1,)),
-                Tensor(name="probabilities", dtype="FP32", shape=(-1, len(labels))),
-            ),
-            labels=labels,
+            outputs=class_outputs(self.facts.labels),
+            labels=self.facts.labels,
         )
 
     def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -78,9 +76,21 @@ class Classification(Task):
 
     def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
         """Accuracy of `label`, 0 to 1; mean cross-entropy of `probabilities` in nats."""
-        labels = np.array(self.facts.labels, dtype=object)
-        chances = outputs["probabilities"][np.arange(len(target)), target].astype(np.float64)
-        return {
-            "accuracy": float(np.mean(outputs["label"] == labels[target])),
-            "log_loss": float(-np.log(np.maximum(chances, _SMALLEST_PROBABILITY)).mean()),
-        }
+        return class_metrics(self.facts.labels, outputs, target)
+
+
+def class_outputs(labels: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """What a classifier's graph gives, however it was trained."""
+    return (
+        Tensor(name="label", dtype="BYTES", shape=(-1,)),
+        Tensor(name="probabilities", dtype="FP32", shape=(-1, len(labels))),
+    )
+
+
+def class_metrics(labels: tuple[str, ...], outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
+    """`CLASS_METRICS` of what a classifier's graph gave; `target` is each row's place among `labels`."""
+    chances = outputs["probabilities"][np.arange(len(target)), target].astype(np.float64)
+    return {
+        "accuracy": float(np.mean(outputs["label"] == np.array(labels, dtype=object)[target])),
+        "log_loss": float(-np.log(np.maximum(chances, _SMALLEST_PROBABILITY)).mean()),
+    }

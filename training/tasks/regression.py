@@ -25,6 +25,11 @@ from training.task import TARGET, Arrays, Task, Tensors
 if TYPE_CHECKING:
     import torch
 
+VALUE_METRICS = {"r2": True, "rmse": False, "mae": False}
+"""For each, whether a higher value is better."""
+VALUE_OUTPUTS = (Tensor(name="value", dtype="FP32", shape=(-1,)),)
+"""What a regressor's graph gives, however it was trained."""
+
 
 class Regression(Task):
     """A number for each row. The model gives it standardised: float [B].
@@ -33,7 +38,7 @@ class Regression(Task):
         BadInput: from the constructor, where the label isn't a number.
     """
 
-    greater_is_better = {"r2": True, "rmse": False, "mae": False}
+    greater_is_better = VALUE_METRICS
 
     def __init__(self, facts: DatasetFacts, options: Frozen) -> None:
         label = facts.columns[facts.label]
@@ -44,11 +49,7 @@ class Regression(Task):
                 allowed="a column of numbers",
                 fix="name another column as data.label, or use a classification task",
             )
-        # Integers with few values look like classes; who asks for a regression means a quantity.
-        number = label.model_copy(update={"kind": "number", "categories": None})
-        super().__init__(
-            facts.model_copy(update={"columns": {**facts.columns, facts.label: number}}), options
-        )
+        super().__init__(quantity_facts(facts), options)
         self._mean = label.mean
         self._std = label.std or 1.0
 
@@ -61,7 +62,7 @@ class Regression(Task):
         return Signature(
             task=self.name or f"{type(self).__module__}:{type(self).__qualname__}",
             inputs=self.inputs(),
-            outputs=(Tensor(name="value", dtype="FP32", shape=(-1,)),),
+            outputs=VALUE_OUTPUTS,
         )
 
     def loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -76,16 +77,28 @@ class Regression(Task):
         return Unstandardised(model, self._mean, self._std)
 
     def metrics(self, outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
-        """Coefficient of determination; root mean squared and mean absolute error in the target's unit.
+        """As `value_metrics`."""
+        return value_metrics(outputs, target)
 
-        Where the target is constant, r2 is 1 for exact values and 0 for any others.
-        """
-        truth = target.astype(np.float64)
-        errors = outputs["value"].astype(np.float64) - truth
-        unexplained = float(np.square(errors).sum())
-        total = float(np.square(truth - truth.mean()).sum())
-        return {
-            "r2": 1 - unexplained / total if total else float(unexplained == 0),
-            "rmse": float(np.sqrt(np.square(errors).mean())),
-            "mae": float(np.abs(errors).mean()),
-        }
+
+def value_metrics(outputs: Arrays, target: NDArray[Any]) -> dict[str, float]:
+    """Coefficient of determination; root mean squared and mean absolute error in the target's unit.
+
+    Where the target is constant, r2 is 1 for exact values and 0 for any others.
+    """
+    truth = target.astype(np.float64)
+    errors = outputs["value"].astype(np.float64) - truth
+    unexplained = float(np.square(errors).sum())
+    total = float(np.square(truth - truth.mean()).sum())
+    return {
+        "r2": 1 - unexplained / total if total else float(unexplained == 0),
+        "rmse": float(np.sqrt(np.square(errors).mean())),
+        "mae": float(np.abs(errors).mean()),
+    }
+
+
+def quantity_facts(facts: DatasetFacts) -> DatasetFacts:
+    """The facts with the label as a number: integers with few values look like classes, but who asks for a
+    regression means a quantity."""
+    number = facts.columns[facts.label].model_copy(update={"kind": "number", "categories": None})
+    return facts.model_copy(update={"columns": {**facts.columns, facts.label: number}})

@@ -1,0 +1,1 @@
+"""Gradient-boosted trees by XGBoost, data-parallel over a run's workers."""
