@@ -106,14 +106,13 @@ class Boosting(Method[Grown]):
         began_s = time.monotonic()
         recorder.begin_step(state.step)
         booster.update(rows.train, state.step)
-        state.sound = False  # until it is known how good the round was: that is a part of the state
-        state.booster, done, loss = booster, state.step + 1, None
-        if rows.held_back is not None:
-            note_score(booster, done, self._score(booster, rows.held_back, done))
-        due = done % REPORT_EVERY_STEPS == 0 or done == self.total_steps or recorder.is_due(done)
-        if due:
-            loss = self._score(booster, rows.train, done)
-        state.step, state.cursor, state.sound = done, done * self._dataset.rows, True
+        done = state.step + 1
+        try:
+            loss = self._judge(booster, rows, done, recorder)
+        except xgb.core.XGBoostError:  # a peer is gone: without its judgement the round isn't done
+            state.booster = booster[: state.step] if state.step else None
+            raise
+        state.booster, state.step, state.cursor = booster, done, done * self._dataset.rows
         recorder.on_step(
             StepReport(
                 step=done,
@@ -125,6 +124,17 @@ class Boosting(Method[Grown]):
                 step_s=time.monotonic() - began_s,
             )
         )
+
+    def _judge(self, booster: xgb.Booster, rows: Shares, done: int, recorder: Recorder) -> float | None:
+        """What early stopping has to know after `done` rounds; gives the loss on the rows trained on, if due.
+
+        The note that it makes is a part of the booster, so it is made as the last thing.
+        """
+        due = done % REPORT_EVERY_STEPS == 0 or done == self.total_steps or recorder.is_due(done)
+        loss = self._score(booster, rows.train, done) if due else None
+        if rows.held_back is not None:
+            note_score(booster, done, self._score(booster, rows.held_back, done))
+        return loss
 
     @staticmethod
     def _score(booster: xgb.Booster, rows: xgb.DMatrix, rounds: int) -> float:
