@@ -70,14 +70,22 @@ def from_images(
 
 @data_app.command()
 def sample(
-    name: Annotated[Literal["digits", "breast-cancer"], typer.Argument(help="digits or breast-cancer")],
+    name: Annotated[
+        Literal["digits", "breast-cancer", "diabetes", "diamonds"],
+        typer.Argument(help="digits, breast-cancer, diabetes or diamonds"),
+    ],
     destination: DestinationArgument,
     json_output: JsonOption = False,
 ) -> None:
-    """Write a small real dataset that comes with scikit-learn: images, or a table."""
-    from training.data.samples import write_breast_cancer, write_digits
+    """Write a small real dataset that comes with scikit-learn: images, or a table; diamonds with plotnine."""
+    from training.data import samples
 
-    write = {"digits": write_digits, "breast-cancer": write_breast_cancer}[name]
+    write = {
+        "digits": samples.write_digits,
+        "breast-cancer": samples.write_breast_cancer,
+        "diabetes": samples.write_diabetes,
+        "diamonds": samples.write_diamonds,
+    }[name]
     train, evaluation = write(destination)
     facts = {"train": train, "eval": evaluation}
     output.emit(facts) if json_output else output.show_facts(facts)

@@ -242,6 +242,7 @@ def test_the_samples_are_what_they_say_and_are_written_once(tmp_path: Path) -> N
     for write, train_rows, eval_rows, classes in (
         (samples.write_digits, 1438, 359, tuple("0123456789")),
         (samples.write_breast_cancer, 456, 113, ("benign", "malignant")),
+        (samples.write_diabetes, 354, 88, ()),
     ):
         destination = str(tmp_path / write.__name__)
         train, held_out = write(destination)
@@ -256,3 +257,25 @@ def test_the_samples_are_what_they_say_and_are_written_once(tmp_path: Path) -> N
         (tmp_path / write.__name__ / "train/_tandem.json").unlink()
         write(destination)
         assert Dataset.open(train).fingerprint == fingerprint
+
+
+def test_diamonds_are_where_their_package_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the package's file is read: a package that can't be imported will do."""
+    monkeypatch.setattr(samples.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotFound, match="the diamonds are not on this machine"):
+        samples.write_diamonds(str(tmp_path / "none"))
+    monkeypatch.undo()
+    data = tmp_path / "site" / "plotnine" / "data"
+    data.mkdir(parents=True)
+    (data.parent / "__init__.py").write_text("raise AssertionError")
+    lines = [f'{n / 10},"{"AB"[n % 2]}",{n}' for n in range(10)]
+    (data / "diamonds.csv").write_text("\n".join(['"carat","cut","price"', *lines]))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    train, held_out = samples.write_diamonds(str(tmp_path / "out"))
+    assert (Dataset.open(train).rows, Dataset.open(held_out).rows) == (8, 2)
+    columns = Dataset.open(train).facts("label").columns
+    assert {name: column.kind for name, column in columns.items()} == {
+        "carat": "number",
+        "cut": "category",
+        "label": "number",
+    }
