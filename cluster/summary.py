@@ -214,7 +214,7 @@ class _Digest:
             run=run,
             last_event_at=moment({"at": self._last_at}),
             step=self._reached(),
-            total_steps=_total_steps(recipe, facts),
+            total_steps=self._total_steps(recipe, facts),
             epoch=latest.epoch if latest else None,
             loss=latest.loss if latest else None,
             curve=_thinned(losses),
@@ -244,6 +244,11 @@ class _Digest:
         told = self._of("first-step")
         at = moment(told[0]) if told else None
         return (at - began_at).total_seconds() if at and began_at else None
+
+    def _total_steps(self, recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> int | None:
+        """As the workers said, who know what a step is; before they have begun, what it is for networks."""
+        started = [n for event in self._of("attempt-started") if (n := _whole(event, "total_steps"))]
+        return started[-1] if started else _total_steps(recipe, facts)
 
     def _rate(self) -> float | None:
         latest = heapq.nlargest(_RATES, self._steps.values(), key=lambda step: step.at)

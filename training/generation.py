@@ -119,6 +119,7 @@ class Generation:
             checkpoint=self._memory.checkpoint,
             step=state.step,
             cursor=state.cursor,
+            total_steps=self._method.total_steps,
         )
         # Once at the beginning, so that the time of one that is killed soon has a beginning too.
         self._seat.teller.tell(generation=group.generation, rank=group.rank)

@@ -335,3 +335,11 @@ def test_writing_an_event_does_not_wait_for_the_store(monkeypatch: pytest.Monkey
     may_go_on.set()
     writer.flush()
     assert sorted(e["step"] for e in read_events(store, "runs/r")) == list(range(6))
+
+
+def test_the_workers_say_how_many_steps_there_are() -> None:
+    """What a step is depends on the method: a round of boosting is none of the recipe's batches."""
+    run = new_run(memory_store())
+    assert summarise(run).total_steps == 20
+    put(run, "a", event(1, "attempt-started", rank=0, world=1, step=0, total_steps=300), step(2, 7, 0.5))
+    assert summarise(run).total_steps == 300

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
+from protocol_models import refused
 from task_facts import PRICE, TABLE, facts
 
 from cluster.clock import SYSTEM_CLOCK
 from cluster.errors import BadInput, Damaged
 from cluster.runs import Run
 from cluster.storage import open_store
+from serving.protocol.codec import Codec
+from serving.runtimes.onnx import OnnxRuntime
 from training.checks import prepare
 from training.control import Control
 from training.data.audit import audit
+from training.data.columns import input_arrays
 from training.data.dataset import Dataset
+from training.data.samples import write_breast_cancer, write_diamonds
 from training.facts import ColumnFacts, DatasetFacts
 from training.finish import finish_run
 from training.group import Group
@@ -350,3 +357,72 @@ def test_a_share_on_disk_gives_the_same_trees(tmp_path: Path, monkeypatch: pytes
 def test_a_recipe_that_says_nothing_to_trees(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="says nothing to boosted trees"):
         started(tmp_path, "r", **changes)
+
+
+def test_what_is_served_is_what_was_measured(tmp_path: Path) -> None:
+    """JSON rows by column name, through serving's own reading and runtime, which know nothing of trees."""
+    recipe, run, found = started(tmp_path, "r")
+    run_worker(recipe, "r", found, report=silent)
+    finish_run(recipe, "r", samples_per_s=1.0, show=silent)
+    version = run.servables().last()
+    assert version is not None
+    files = {name: run.servables().read_file(version, name) for name in version.files}
+    servable = Servable(files)
+    data = Dataset.open(recipe.data.eval)
+    measured = data.read_rows(np.arange(60), ["x", "words"])
+    rows = [
+        *measured.to_pylist(),
+        {"x": 0.25},
+        {"words": "w1"},
+        {},
+        {"x": None, "words": "never seen"},
+    ]
+    runtime, codec = (
+        OnnxRuntime(files[GRAPH_FILE], servable.signature, threads=1),
+        Codec(servable.signature, "m"),
+    )
+    request = codec.parse_predict(orjson.dumps({"instances": rows}), "application/json")
+    answers = runtime.run(request.inputs)["value"]
+    expected = servable.run(input_arrays(measured, servable.signature))["value"]
+    np.testing.assert_allclose(answers[:60], expected, rtol=1e-6)
+    assert answers[-1] == answers[-2], "a word that was never seen counts as missing"
+    for row, status in (({"x": 1, "wrods": "w1"}, 422), ({"x": "much"}, 422), ({"words": 3}, 422)):
+        body = orjson.dumps({"instances": [row]})
+        assert refused(codec.parse_predict, body, "application/json").http_status == status
+    runtime.close()
+
+
+def gated(folder: Path, train: str, held_out: str, gate: dict[str, Any], **changes: Any) -> str:
+    data = {"train": train, "eval": held_out}
+    recipe = Recipe.model_validate(
+        {"model": "m", "data": data, "store": str(folder / "store"), "run": "r", "gate": gate} | changes
+    )
+    found = prepare(Run(open_store(recipe.store), "r"), recipe, SYSTEM_CLOCK.wall())
+    run_worker(recipe, "r", found, report=silent)
+    return finish_run(recipe, "r", samples_per_s=1.0, show=silent).gate
+
+
+def test_breast_cancer(tmp_path: Path) -> None:
+    train, held_out = write_breast_cancer(str(tmp_path / "data"))
+    gate = {"metric": "accuracy", "at_least": 0.95}
+    assert gated(tmp_path, train, held_out, gate, task="boosted-trees") == "passed"
+
+
+@pytest.mark.skipif(find_spec("plotnine") is None, reason="plotnine, with which the diamonds come, is absent")
+@pytest.mark.parametrize(
+    ("least", "changes"),
+    [
+        (0.97, {"task": "boosted-trees"}),
+        (
+            0.95,
+            {
+                "task": "tabular-regression",
+                "optimization": {"epochs": 5, "learning_rate": 0.002, "warmup_steps": 50},
+            },
+        ),
+    ],
+    ids=["trees", "net"],
+)
+def test_diamonds(tmp_path: Path, least: float, changes: dict[str, Any]) -> None:
+    train, held_out = write_diamonds(str(tmp_path / "data"))
+    assert gated(tmp_path, train, held_out, {"metric": "r2", "at_least": least}, **changes) == "passed"
