@@ -19,12 +19,14 @@ from cluster.errors import RunFailed, StorageError
 from cluster.events import EventWriter
 from cluster.manifest import Manifest, Writer
 from cluster.runs import Run
+from cluster.storage import Store
 from training.checkpoints.checkpoint import CheckpointMeta, load_checkpoint, restore_model
 from training.checkpoints.saver import Saver, Stage
 from training.data.dataset import Dataset
 from training.data.loader import HostBatch, Loader
 from training.device import worker_device
 from training.export import export
+from training.fine_tuning import freeze, take_weights
 from training.flops import tell_flops
 from training.group import Group
 from training.line import Line
@@ -33,7 +35,7 @@ from training.losses import Poisoned
 from training.memory import Memory
 from training.method import Exported, Heard, Method, Saving, Terms
 from training.problem import Problem
-from training.recipe import Optimization
+from training.recipe import Optimization, Origin
 from training.recorder import Recorder, Seat
 from training.replicate import replicate
 from training.reporter import Reporter
@@ -44,13 +46,34 @@ from training.task import Task
 class Weights:
     """Models and their optimizers, as `training.method.States`."""
 
-    def __init__(self, task: Task, optimization: Optimization, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        optimization: Optimization,
+        device: torch.device,
+        *,
+        origin: Origin | None = None,
+        store: Store | None = None,
+    ) -> None:
         self._task = task
         self._optimization = optimization
         self._device = device
+        self._origin = origin
+        self._store = store
 
     def blank(self, *, sharded: bool) -> TrainState:
-        return new_state(self._task, self._optimization, self._device, shard if sharded else None)
+        def prepare(model: torch.nn.Module) -> None:
+            if self._origin is not None:
+                freeze(model, self._origin.freeze)
+            if sharded:
+                shard(model)
+
+        return new_state(self._task, self._optimization, self._device, prepare)
+
+    def begin(self, state: TrainState) -> None:
+        if self._origin is not None:
+            assert self._store is not None, "an origin is a version of the run's store"
+            take_weights(state.model, self._origin, self._store)
 
     def load(self, state: TrainState, artifacts: Artifacts, manifest: Manifest) -> CheckpointMeta:
         return load_checkpoint(state, artifacts, manifest)
@@ -76,7 +99,13 @@ class Descent(Method[TrainState]):
         steps_per_epoch = self._plan.steps_per_epoch(recipe.optimization.global_batch_size)
         self.total_steps = recipe.optimization.epochs * steps_per_epoch
         self._device = worker_device(recipe)
-        weights = Weights(self._task, recipe.optimization, self._device)
+        weights = Weights(
+            self._task,
+            recipe.optimization,
+            self._device,
+            origin=recipe.initialize_from,
+            store=terms.run.store,
+        )
         fingerprint = terms.facts.fingerprint
         self.memory = Memory(terms.run, recipe.strategy, fingerprint, weights, self._device)
         self._stage = Stage()

@@ -184,6 +184,8 @@ class Memory(Generic[S]):
         state = self._states.blank(sharded=self._sharded)
         head = self._run.checkpoints().head() if group.rank == 0 else 0
         number, meta = self._load_newest(state, group, events, head)
+        if not number:
+            self._states.begin(state)
         self._state = held
         self._adopt(state, number, meta)
         return "store" if number else "fresh"

@@ -57,7 +57,7 @@ class States(Protocol[S]):
     """What can be done with one method's states."""
 
     def blank(self, *, sharded: bool) -> S:
-        """The one that training begins with; `sharded` over the ranks of the group that is formed."""
+        """One with nothing learnt; `sharded` over the ranks of the group that is formed."""
         ...
 
     def load(self, state: S, artifacts: Artifacts, manifest: Manifest) -> CheckpointMeta:
@@ -67,6 +67,14 @@ class States(Protocol[S]):
             Damaged: it isn't what was written, or of another model. `state` may be overwritten in part.
             NotFound: a file is gone.
             StorageError: the store can't be read.
+        """
+        ...
+
+    def begin(self, state: S) -> None:
+        """Make of a blank state the one that a run begins with, where there is no checkpoint.
+
+        Raises:
+            TandemError: what it begins with can't be read, or doesn't suit.
         """
         ...
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Frozen
 from cluster.errors import TandemError
-from cluster.names import Name
+from cluster.names import ModelRef, Name
 from cluster.storage import Location
 
 
@@ -126,6 +126,25 @@ class Gate(Frozen):
         return self
 
 
+class Origin(Frozen):
+    """An earlier version whose weights a network begins with. Patterns are of parameters' names: `stem.*`."""
+
+    version: str
+    """`MODEL@ALIAS` or `MODEL@NUMBER` of the same store; a run goes by what it stood for when it began."""
+    leave_out: tuple[str, ...] = ()
+    """What begins afresh all the same, such as a classifier's head where the classes are others."""
+    freeze: tuple[str, ...] = ()
+    """What isn't trained."""
+
+    @field_validator("version")
+    @classmethod
+    def _check(cls, version: str) -> str:
+        try:
+            return str(ModelRef.parse(version))
+        except TandemError as error:
+            raise ValueError(f"{error.allowed} ({error.failed})") from None
+
+
 class Recipe(Frozen):
     """What to train."""
 
@@ -147,10 +166,17 @@ class Recipe(Frozen):
     """Whole state on every worker, or sharded over them (FSDP2)."""
     faults: Faults = Faults()
     cost: Cost | None = None
+    initialize_from: Origin | None = None
+    """Fine-tuning; a bare `MODEL@ALIAS` will do."""
     max_failures: int = Field(3, ge=0)
     """Worker failures without a new checkpoint in between, after which the run gives up."""
 
     _store = field_validator("store")(_canonical)
+
+    @field_validator("initialize_from", mode="before")
+    @classmethod
+    def _origin(cls, given: Any) -> Any:
+        return {"version": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -66,9 +66,13 @@ def train(
         if address is not None and run.result() is None:
             called = stack.enter_context(_called(recipe, address))
         with uncollected():
-            from training.checks import prepare  # takes its time: after those who take longer were called
+            from training.checks import (
+                prepare,
+                settled,
+            )  # takes its time: after those who take longer were called
 
         facts = prepare(run, recipe, began_at)
+        recipe = settled(recipe, run.record())
         done = run.result()
         if done is not None and done.gate == "passed":
             show(Progress("finished", note=f"run '{run_name}' has ended before; this is what it gave"))

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from cluster.artifacts import Artifacts
 from cluster.config import Frozen
-from cluster.errors import Damaged, shown
+from cluster.errors import BadInput, Damaged, shown
 from cluster.manifest import Manifest
 from training.checkpoints.pieces import MODEL, OPTIMIZER, Held, Piece, Spec, fill, held_model, hold, overlaps
 from training.loop import TrainState
@@ -114,6 +114,35 @@ def restore_model(
         return meta
 
     return _newest(load, artifacts, on_damage)
+
+
+def inherit(
+    model: torch.nn.Module, artifacts: Artifacts, manifest: Manifest, left_out: Callable[[str], bool]
+) -> None:
+    """Overwrite a model's tensors with another run's, but for those that are left out.
+
+    Args:
+        left_out: whether a tensor of that name stays as it is.
+
+    Raises:
+        BadInput: a tensor is not in the checkpoint, or of another shape there.
+        Damaged: a file isn't what was written.
+        NotFound: a file is gone.
+        StorageError: the store can't be read.
+    """
+    _, layout = _described(artifacts, manifest)
+    held = [h for h in held_model(model) if not left_out(h.name.removeprefix(f"{MODEL}/"))]
+    for h in held:
+        theirs = layout.tensors.get(h.name)
+        if theirs != h.spec:
+            name = h.name.removeprefix(f"{MODEL}/")
+            raise BadInput(
+                f"'{name}' can't be taken from the version to begin with",
+                got="no such tensor" if theirs is None else f"{theirs.dtype} {list(theirs.shape)}",
+                allowed=f"{h.spec.dtype} {list(h.spec.shape)}",
+                fix=f"add '{name}' to initialize_from.leave_out, or take the options of that version",
+            )
+    _load(held, layout, artifacts, manifest)
 
 
 def load_checkpoint(state: TrainState, artifacts: Artifacts, manifest: Manifest) -> CheckpointMeta:

@@ -105,6 +105,8 @@ class BoostedTrees(Table):
                 raise _says_nothing(f"optimization.{name}", value, "rounds, depth, eta and others in options")
         if recipe.strategy != "ddp":
             raise _says_nothing("strategy", recipe.strategy, "ddp: each worker has its share of the rows")
+        if recipe.initialize_from is not None:
+            raise _says_nothing("initialize_from", recipe.initialize_from.version, "a network's task")
         if recipe.workers.gpus:
             raise _says_nothing("workers.gpus", recipe.workers.gpus, "workers with CPUs")
 

@@ -46,6 +46,9 @@ class Boosters:
         assert not sharded, "trees are whole on every worker"
         return Grown()
 
+    def begin(self, state: Grown) -> None:
+        """There is nothing before the first round."""
+
     def load(self, state: Grown, artifacts: Artifacts, manifest: Manifest) -> CheckpointMeta:
         meta = CheckpointMeta.model_validate(manifest.meta)
         state.booster = self._restored(read_booster(artifacts, manifest))
