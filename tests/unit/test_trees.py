@@ -43,6 +43,7 @@ from training.trees.export import export_booster, predicted
 from training.trees.forest import read_forest
 from training.trees.grown import read_booster
 from training.trees.method import parameters
+from training.trees.scratch import Scratch
 from training.trees.share import is_held_back, read_share
 from training.worker import Worker, run_worker
 
@@ -346,6 +347,13 @@ def test_a_share_on_disk_gives_the_same_trees(tmp_path: Path, monkeypatch: pytes
     run_worker(recipe, "large", found, report=silent)
     assert last_booster(large) == last_booster(small)
     gc.collect()
+    dead = Scratch()
+    dead._lock.close()  # as the end of its process does
+    living = Scratch()
+    assert not dead.path.exists()
+    assert living.path.exists()
+    living.remove_with(living)
+    del living
     assert not list(tmp_path.glob("tandem-trees-*")), "its files are gone with it"
 
 

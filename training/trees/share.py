@@ -11,11 +11,9 @@ lies in files of its own, and is read from there in every round (`xgboost.ExtMem
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from training.data.dataset import Dataset
 from training.data.plan import rank_slice
 from training.problem import TARGET
 from training.tasks.trees import BoostedTrees
+from training.trees.scratch import Scratch
 
 _BATCH_BYTES = 64 * 1024 * 1024
 """Values that are handed over at once, as float32."""
@@ -60,12 +59,13 @@ def read_share(
     is_large = (stop - start) * len(trees.columns) * bytes_each > options.memory_gib * 2**30
 
     def matrix(held_back: bool, ref: xgb.DMatrix | None) -> xgb.DMatrix:
-        folder = tempfile.mkdtemp(prefix="tandem-trees-") if is_large else None
-        batches = _Batches(lambda: rows.batches(held_back=held_back), rows.kinds, folder)
+        scratch = Scratch() if is_large else None
+        place = scratch.path if scratch else None
+        batches = _Batches(lambda: rows.batches(held_back=held_back), rows.kinds, place)
         kind = xgb.ExtMemQuantileDMatrix if is_large else xgb.QuantileDMatrix
         made = kind(batches, max_bin=options.bins, ref=ref, nthread=threads, enable_categorical=True)
-        if folder is not None:  # XGBoost removes its files from it when the matrix goes
-            weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+        if scratch is not None:
+            scratch.remove_with(made)
         return made
 
     train = matrix(False, None)
@@ -132,12 +132,12 @@ class _Batches(xgb.DataIter):  # type: ignore[misc] # its types are not followed
         self,
         begin: Callable[[], Iterator[tuple[NDArray[np.float32], NDArray[Any]]]],
         kinds: list[str],
-        folder: str | None,
+        folder: Path | None,
     ) -> None:
         self._begin = begin
         self._kinds = kinds
         self._batches = begin()
-        super().__init__(cache_prefix=folder and f"{folder}/rows", on_host=folder is None)
+        super().__init__(cache_prefix=str(folder / "rows") if folder else None, on_host=folder is None)
 
     def reset(self) -> None:
         self._batches = self._begin()
