@@ -48,8 +48,21 @@ class Artifacts:
         self._log = Log(store, prefix, "/manifest.json")
 
     def head(self, known: int = 0) -> int:
-        """The number of the newest manifest, 0 where there is none."""
-        return self._log.head(known)
+        """The number of the newest manifest, 0 where there is none.
+
+        Args:
+            known: one that exists. Without it the folders are listed too: where somebody has deleted a
+                checkpoint by hand, probing alone stops at the hole, and what stands behind it would be lost
+                to readers, and stay open to writers that a fence should shut out.
+        """
+        head = self._log.head(known)
+        if known:
+            return head
+        numbers = (int(name) for name in self._store.folders(self._prefix) if name.isdecimal())
+        for number in sorted((n for n in numbers if n > head), reverse=True):
+            if self._log.has(number):
+                return self._log.head(number)
+        return head
 
     def key(self, number: int) -> str:
         """The key of a manifest."""
@@ -172,11 +185,11 @@ class Artifacts:
     def _standing(self, number: int) -> Manifest | None:
         """What stands at a number that is taken; None where that can't be told.
 
-        A damaged entry doesn't stop a writer: if a newer one wrote it, the next entry tells.
+        A damaged entry doesn't stop a writer, nor one that is gone: if a newer one wrote it, the next tells.
         """
         try:
             return self.read(number)
-        except Damaged:
+        except (Damaged, NotFound):
             return None
 
     def _check_not_newer(self, winner: Manifest, writer: Writer) -> None:
@@ -199,7 +212,10 @@ class Artifacts:
             Damaged: it isn't what was written.
         """
         for number in range(head or self.head(), 0, -1):
-            manifest = self.read(number)
+            try:
+                manifest = self.read(number)
+            except NotFound:  # a hole, made by hand
+                continue
             if not manifest.is_fence:
                 return manifest
         return None

@@ -33,12 +33,12 @@ class Log:
     def head(self, known: int = 0) -> int:
         """The number of the newest entry, 0 where there is none; `known` is one that exists."""
         low, step = known, 1
-        while self._has(low + step):
+        while self.has(low + step):
             low, step = low + step, step * 2
         high = low + step  # low exists, high doesn't
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._has(middle) else (low, middle)
+            low, high = (middle, high) if self.has(middle) else (low, middle)
         return low
 
     def read(self, number: int) -> bytes:
@@ -76,5 +76,10 @@ class Log:
             fix="try again; if it persists, run fewer writers at once",
         )
 
-    def _has(self, number: int) -> bool:
+    def has(self, number: int) -> bool:
+        """Whether there is an entry `number`.
+
+        Raises:
+            StorageError: the store can't be read.
+        """
         return self._store.size_bytes(self.key(number)) is not None

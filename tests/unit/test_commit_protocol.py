@@ -114,6 +114,11 @@ class SharedStore(Store):
     def keys(self, prefix: str) -> list[str]:
         return self._call(lambda: sorted(key for key in self._objects if key.startswith(prefix)))
 
+    def folders(self, prefix: str) -> list[str]:
+        below = prefix + "/"
+        names = {key.removeprefix(below).partition("/")[0] for key in self.keys(below)}
+        return sorted(names)
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._call(lambda key=key: self._objects.pop(key, None))

@@ -25,7 +25,7 @@ class Counted(Log):
         self.size = size
         self.looks = 0
 
-    def _has(self, number: int) -> bool:
+    def has(self, number: int) -> bool:
         self.looks += 1
         return 1 <= number <= self.size
 
