@@ -327,6 +327,9 @@ def test_a_store_that_recovers_is_waited_for(stages: list[Stage], tmp_path: Path
     member.saver.save(at(1))
     assert member.told.troubled.wait(WITHIN_S)
     assert member.saver.busy
+    with pytest.raises(StorageError, match="not committed yet") as impatient:
+        member.saver.wait(0)
+    assert any(trouble.failed in impatient.value.got for trouble in member.told.troubles), "why is told"
     obstacle.unlink()
     member.saver.wait(WITHIN_S)
     assert [manifest.number for manifest in member.told.committed] == [1]

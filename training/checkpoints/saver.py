@@ -121,6 +121,7 @@ class Saver:
         self._count = 0
         self._fatal: Exception | None = None
         self._last_error: TandemError | None = None
+        self._trouble: TandemError | None = None
         self._is_closed = False
         self._changed = threading.Condition()
         self._unfinished = 0
@@ -184,7 +185,7 @@ class Saver:
         if not ended or self._unfinished:
             raise StorageError(
                 "the last checkpoint is not committed yet",
-                got=f"nothing after {timeout_s:g} s",
+                got=f"nothing after {timeout_s:g} s{_told_of(self._trouble)}",
                 fix="give the store more time (checkpoint.retry_s), or look at the events of the run for why",
             )
 
@@ -218,6 +219,7 @@ class Saver:
 
     def _end(self, error: Exception | None) -> None:
         self._last_error = error if isinstance(error, TandemError) else None
+        self._trouble = None
         if isinstance(error, Conflict):
             self._fatal = error
         elif isinstance(error, TandemError):
@@ -330,6 +332,7 @@ class Saver:
         return True
 
     def _tell_trouble(self, error: TandemError) -> None:
+        self._trouble = error
         if not self._is_closed:
             self._on_trouble(error)
 
@@ -355,6 +358,10 @@ def _expected(state: TrainState) -> list[Held]:
         trained = [(n, p) for n, p in state.model.named_parameters() if p.requires_grad]
         held += [hold(f"{OPTIMIZER}/{n}/{key}", p) for n, p in trained for key in ("exp_avg", "exp_avg_sq")]
     return held
+
+
+def _told_of(trouble: TandemError | None) -> str:
+    return f"; the store's last failure: {trouble.failed} ({trouble.got})" if trouble else ""
 
 
 def _ignore(_: TandemError) -> None:
