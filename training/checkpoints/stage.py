@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import Future
 
-from cluster.errors import StorageError, shown
-from cluster.manifest import FileEntry
 from training.checkpoints.arena import Arena, ArenaFile
+from training.checkpoints.orders import Source, Upload
 from training.checkpoints.pieces import Part
-from training.checkpoints.uploader import SAYINGS, SLOWDOWN, Source, Trouble, Upload
-
-OnTrouble = Callable[[StorageError], None]
-Entries = dict[str, FileEntry]
-
-LOWEST_PRIORITY = 19
-_SOURCES = Path(__file__).parents[1]
-_ENDED_WITHIN_S = 0.5
+from training.checkpoints.uploader_process import (
+    LOWEST_PRIORITY,
+    Entries,
+    OnTrouble,
+    UploaderProcess,
+    failed,
+    overtaken,
+)
 
 
 class Snapshot:
@@ -50,7 +46,7 @@ class Stage:
     def __init__(self) -> None:
         self._arena = Arena()
         self._lock = threading.Lock()
-        self._uploader: _Uploader | None = None
+        self._uploader: UploaderProcess | None = None
         self._current: Snapshot | None = None
         self._jobs = 0
         self._is_closed = False
@@ -84,7 +80,7 @@ class Stage:
             if before is not None:
                 before.is_current = False
                 if before.upload is not None:
-                    _fail(before.upload, _overtaken())
+                    failed(before.upload, overtaken())
             self._current = None
         snapshot = Snapshot(self._arena.hold(parts, rank))
         with self._lock:
@@ -117,7 +113,7 @@ class Stage:
         done: Future[Entries] = Future()
         with self._lock:
             if self._is_closed or not snapshot.is_current:
-                _fail(done, _overtaken())
+                failed(done, overtaken())
                 return done
             snapshot.upload = done
             self._jobs += 1
@@ -152,7 +148,7 @@ class Stage:
             if snapshot.upload is None or snapshot.upload.done():
                 return
             uploader, self._uploader = self._uploader, None
-        _fail(snapshot.upload, _overtaken())
+        failed(snapshot.upload, overtaken())
         if uploader is not None:
             uploader.end()
 
@@ -164,146 +160,7 @@ class Stage:
         if uploader is not None:
             uploader.end()
 
-    def _ready(self) -> _Uploader:
+    def _ready(self) -> UploaderProcess:
         if self._uploader is None or self._uploader.is_over:
-            self._uploader = _Uploader(self._arena.fd)
+            self._uploader = UploaderProcess(self._arena.fd)
         return self._uploader
-
-
-class _Uploader:
-    """The uploader's process as seen from here. A thread starts it, listens to it and reaps it.
-
-    The same thread, because the kernel ends the process with the *thread* that started it.
-    """
-
-    def __init__(self, arena_fd: int) -> None:
-        self.is_over = False
-        self._arena_fd = arena_fd
-        self._steps: int | None = None
-        self._process: subprocess.Popen[str] | None = None
-        self._started = threading.Event()
-        self._waiting: dict[int, tuple[Future[Entries], OnTrouble]] = {}
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._listen, name="uploader", daemon=True)
-        self._thread.start()
-
-    def send(self, order: Upload, done: Future[Entries], on_trouble: OnTrouble) -> None:
-        """Give an order; the orders before it are dropped. `done` fails if the process is gone."""
-        self._started.wait()
-        with self._lock:
-            for earlier, _ in self._waiting.values():
-                _fail(earlier, _overtaken())
-            self._waiting = {order.job: (done, on_trouble)}
-            is_over = self.is_over
-        if is_over:
-            self._fail_all("it could not be started, or ended just now")
-            return
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # gone: the listener says so
-            self._process.stdin.write(order.model_dump_json() + "\n")
-            self._process.stdin.flush()
-
-    def tell(self, slowdown: float) -> None:
-        """See `Stage.tell`."""
-        with self._lock:
-            if self._steps is not None:
-                with contextlib.suppress(OSError):  # full, or nobody reads any more
-                    os.write(self._steps, SLOWDOWN.pack(slowdown))
-
-    def end(self) -> None:
-        """Kill the process; it has nothing to lose."""
-        self._started.wait()
-        if self._process is not None:
-            self._process.kill()
-        self._thread.join(_ENDED_WITHIN_S)
-
-    def _listen(self) -> None:
-        try:
-            self._start()
-            assert self._process is not None
-            assert self._process.stdout is not None
-            for line in self._process.stdout:
-                self._heed(line)
-            why = f"it ended with status {self._process.wait()}"
-        except (OSError, ValueError) as error:
-            why = shown(str(error))
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-        finally:
-            with self._lock:
-                self.is_over = True
-                steps, self._steps = self._steps, None
-            if steps is not None:
-                os.close(steps)
-            self._started.set()
-        self._fail_all(why)
-        if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
-
-    def _start(self) -> None:
-        path = os.pathsep.join(p for p in (str(_SOURCES), os.environ.get("PYTHONPATH")) if p)
-        command = [sys.executable, "-m", "training.checkpoints.uploader"]
-        command += ["--arena", str(self._arena_fd), "--parent", str(os.getpid())]
-        read, self._steps = os.pipe()
-        os.set_blocking(self._steps, False)
-        try:
-            self._process = subprocess.Popen(
-                [*command, "--steps", str(read)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=(self._arena_fd, read),
-                env={**os.environ, "PYTHONPATH": path},
-            )
-        finally:
-            os.close(read)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
-        self._started.set()
-
-    def _heed(self, line: str) -> None:
-        saying = SAYINGS.validate_json(line)
-        with self._lock:
-            done, on_trouble = self._waiting.get(saying.job, (None, None))
-            is_over = not isinstance(saying, Trouble) or saying.is_final
-            if is_over:
-                self._waiting.pop(saying.job, None)
-        if done is None or on_trouble is None:
-            return  # of an order that was dropped
-        if not isinstance(saying, Trouble):
-            with contextlib.suppress(InvalidStateError):  # abandoned just now
-                done.set_result(saying.entries)
-        elif is_over:
-            _fail(done, saying.error)
-        else:
-            on_trouble(saying.error)
-
-    def _fail_all(self, why: str) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, {}
-        for done, _ in waiting.values():
-            _fail(
-                done,
-                StorageError(
-                    "the process that uploads checkpoints is gone",
-                    got=why,
-                    fix="nothing: the next checkpoint starts another; see whether memory is short",
-                ),
-            )
-
-
-def _fail(done: Future[Entries], error: StorageError) -> None:
-    with contextlib.suppress(InvalidStateError):  # it has ended already
-        done.set_exception(error)
-
-
-def _overtaken() -> StorageError:
-    return StorageError(
-        "a checkpoint was given up for a newer one",
-        got="its files were not in the store by then",
-        fix="save less often, or raise checkpoint.upload_mb_per_s",
-    )

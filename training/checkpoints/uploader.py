@@ -11,7 +11,7 @@ would feel, and because a process can be given a lower priority. It imports no t
 What keeps steps undisturbed: files are hashed, and written where the store is a directory, by threads that
 run only where a core is idle, at a pace that follows what the trainer tells of its steps
 (`training.checkpoints.throttle`). Where that would not end in time, and for what a client of a server does,
-it is the lowest priority (19) instead, which `training.checkpoints.stage` gives the process.
+it is the lowest priority (19) instead, which `training.checkpoints.uploader_process` gives it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,11 @@ import math
 import mmap
 import os
 import signal
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Literal
-
-from pydantic import Field, TypeAdapter
 
 from cluster.clock import SYSTEM_CLOCK, Clock
 from cluster.config import Frozen
@@ -40,6 +36,7 @@ from cluster.errors import StorageError, TandemError
 from cluster.manifest import FileEntry
 from cluster.retry import retried
 from cluster.storage import Deadlines, Store, memory_store, open_store
+from training.checkpoints.orders import Source, Steps, Trouble, Upload, Uploaded
 from training.checkpoints.throttle import NOBODY_STEPS, Throttle
 
 FILES_AT_ONCE = 3
@@ -48,92 +45,10 @@ _FIRST_REQUEST_S = 30.0
 _LONGEST_REQUEST_S = 240.0
 _TOLD_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.1
-_STEPS_AT_ONCE = 4096
-SLOWDOWN = struct.Struct("=d")
-
-
-class Source(Frozen):
-    """Where in the arena a file's bytes are."""
-
-    name: str
-    offset: int = Field(ge=0)
-    size_bytes: int = Field(ge=0)
-
-
-class Upload(Frozen):
-    """Put files under `folder/NAME`. A later order takes the place of one that is not done."""
-
-    job: int
-    store: str
-    """The store's URI."""
-    folder: str
-    files: tuple[Source, ...]
-    retry_s: float
-    """Seconds after which a store that fails is not tried again."""
-    calm_s: float
-    """Seconds that it may take for the steps' sake."""
-    mb_per_s: float | None
-
-
-class Uploaded(Frozen):
-    """All files of an order are in the store."""
-
-    saying: Literal["uploaded"] = "uploaded"
-    job: int
-    entries: dict[str, FileEntry]
-
-
-class Trouble(Frozen):
-    """A put failed; it is tried again if `is_final` is not set, else the order is given up."""
-
-    saying: Literal["trouble"] = "trouble"
-    job: int
-    is_final: bool
-    failed: str
-    got: str
-    allowed: str
-    fix: str
-
-    @classmethod
-    def of(cls, job: int, error: TandemError, *, is_final: bool) -> Trouble:
-        return cls(
-            job=job,
-            is_final=is_final,
-            failed=error.failed,
-            got=error.got,
-            allowed=error.allowed,
-            fix=error.fix,
-        )
-
-    @property
-    def error(self) -> StorageError:
-        return StorageError(self.failed, got=self.got, allowed=self.allowed, fix=self.fix)
-
-
-SAYINGS: TypeAdapter[Uploaded | Trouble] = TypeAdapter(Uploaded | Trouble)
 
 
 class Abandoned(Exception):
     """A later order has taken this one's place."""
-
-
-class Steps:
-    """What the trainer says of its steps: eight bytes each, a slowdown (`Throttle.heard`), in a pipe.
-
-    A pipe apart from the orders', so that no trainer waits to tell: steps go untold where it is full.
-    """
-
-    def __init__(self, file: int) -> None:
-        self._file = file
-        os.set_blocking(file, False)
-
-    def heard(self) -> list[float]:
-        """Those since the last time."""
-        try:
-            data = os.read(self._file, SLOWDOWN.size * _STEPS_AT_ONCE)
-        except BlockingIOError:
-            return []
-        return [slowdown for (slowdown,) in SLOWDOWN.iter_unpack(data)]
 
 
 class Order:
