@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cluster.artifacts import Artifacts
 from cluster.registry import Registry, Version
-from cluster.signature import Signature, Tensor
+from cluster.signature import ImageEncoding, Signature, Tensor
 from cluster.storage import Store
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -41,6 +41,19 @@ TABLE = Signature(
 GATHER = Signature(
     task="look-up",
     inputs=(Tensor(name="index", dtype="INT64", shape=(-1,)),),
+    outputs=(Tensor(name="value", dtype="FP32", shape=(-1,)),),
+)
+
+PICTURE = Signature(
+    task="image-regression",
+    inputs=(
+        Tensor(
+            name="image",
+            dtype="UINT8",
+            shape=(-1, 8, 8, 1),
+            encoding=ImageEncoding(height=8, width=8, channels=1),
+        ),
+    ),
     outputs=(Tensor(name="value", dtype="FP32", shape=(-1,)),),
 )
 
@@ -103,6 +116,17 @@ def gather_graph(values: int = 8) -> bytes:
     inputs = [helper.make_tensor_value_info("index", TensorProto.INT64, ["n"])]
     outputs = [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["n"])]
     return _model(nodes, inputs, outputs, {"values": np.arange(values, dtype=np.float32) * 10})
+
+
+def picture_graph() -> bytes:
+    """`value` is the mean of a picture's pixels, 0 to 255."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["value"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 8, 8, 1])]
+    outputs = [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["n"])]
+    return _model(nodes, inputs, outputs, {"axes": np.array([1, 2, 3], np.int64)})
 
 
 def slow_graph(size: int = 1024, layers: int = 80) -> bytes:

@@ -55,6 +55,19 @@ def processes_marked(mark: str) -> list[str]:
     return found
 
 
+def processes(service: ServiceProcess, name: str) -> list[psutil.Process]:
+    """A service's living processes that have `name` in the first two words of their command lines."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get(MARK) == service.mark
+            if ours and name in " ".join(process.cmdline()[:2]) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 @contextmanager
 def serving(service: dict[str, Any], folder: Path, *options: str) -> Iterator[ServiceProcess]:
     """Run `tandem serve` on a service file, from its ready line until the end of the `with`."""

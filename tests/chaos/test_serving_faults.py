@@ -20,7 +20,7 @@ import psutil
 import pytest
 from bench.open_loop import Planned, Sent, drive, http_post
 from servables import publish_mlp
-from serving_process import MARK, ServiceProcess, serving, wait_until
+from serving_process import ServiceProcess, processes, serving, wait_until
 
 from cluster.registry import Registry
 from cluster.storage import open_store
@@ -46,18 +46,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     model = {"model": "digits@live", "replicas": replicas, "slo_ms": 8000}
     with serving({"store": store.uri, "models": [model], "follow_every_s": 0.2}, folder) as running:
         yield running
-
-
-def processes(service: ServiceProcess, name: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            ours = process.environ().get(MARK) == service.mark
-            if ours and name in " ".join(process.cmdline()[:2]) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def under_load(service: ServiceProcess, strike: Callable[[], None], seconds: float = SECONDS) -> list[Sent]:
