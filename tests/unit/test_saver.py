@@ -407,6 +407,13 @@ time.sleep(60)
     assert not uploader.is_running() or uploader.status() == psutil.STATUS_ZOMBIE
 
 
+def test_the_uploader_finds_the_sources_that_its_trainer_has(stages: list[Stage]) -> None:
+    """Wherever it is started, and whether or not they are installed."""
+    stages[0].prepare(4096)
+    first = Path(uploader_of(stages[0]).environ()["PYTHONPATH"].split(os.pathsep)[0])
+    assert (first / "training" / "checkpoints" / "uploader.py").is_file()
+
+
 def test_the_uploader_is_light_and_modest(stages: list[Stage]) -> None:
     stages[0].prepare(4096)
     process = uploader_of(stages[0])

@@ -23,7 +23,7 @@ OnTrouble = Callable[[StorageError], None]
 Entries = dict[str, FileEntry]
 
 LOWEST_PRIORITY = 19
-_SOURCES = Path(__file__).parents[1]
+_SOURCES = Path(__file__).parents[2]
 _ENDED_WITHIN_S = 0.5
 
 
