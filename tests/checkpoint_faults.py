@@ -184,13 +184,17 @@ class Campaign:
         self.load()
 
     def damage(self, how: str, rng: random.Random, *, newest: int = 1) -> None:
-        """Damage one object of each of the newest checkpoints; load; put it back; load."""
+        """Damage one object of each of the newest checkpoints; load; put it back; load.
+
+        Of manifests only the oldest of them is lost, so that the others stand behind the hole.
+        """
         store = self.run.store
         originals: dict[str, bytes] = {}
-        for manifest in self.committed(self.run.checkpoints().head())[-newest:]:
-            keys = [entry.key for entry in manifest.files.values()]
-            if how != "lost shard":  # a log with a hole in it is another matter
-                keys.append(self.run.checkpoints().key(manifest.number))
+        newest_ones = self.committed(self.run.checkpoints().head())[-newest:]
+        for manifest in newest_ones[:1] if how == "lost manifest" else newest_ones:
+            shards = [entry.key for entry in manifest.files.values()]
+            itself = self.run.checkpoints().key(manifest.number)
+            keys = {"lost shard": shards, "lost manifest": [itself]}.get(how, [*shards, itself])
             key = rng.choice(keys)
             data = originals[key] = store.get(key)
             at = rng.randrange(len(data))

@@ -77,7 +77,9 @@ def test_killed_at_every_upload_boundary(campaign: Campaign, kind: Kind, seed: i
             campaign.kill_at(put, kind, rng.choice(VICTIMS))
 
 
-@pytest.mark.parametrize(("how", "rounds"), [("truncation", 60), ("bit flip", 60), ("lost shard", 60)])
+@pytest.mark.parametrize(
+    ("how", "rounds"), [("truncation", 60), ("bit flip", 60), ("lost shard", 60), ("lost manifest", 30)]
+)
 def test_damaged_in_the_store(campaign: Campaign, how: str, rounds: int) -> None:
     rng = random.Random(how)
     with campaign.training() as group:
