@@ -109,11 +109,12 @@ def complaints(attack: Attack, seen: Seen, *, overload: bool = False) -> list[st
     found += [f"answered {status}" for status in seen.statuses if status >= 500 and status not in allowed_5xx]
     if told := _NEVER.search(seen.raw):
         found.append(f"told of its inside: {told.group()!r}")
-    if not seen.ended:
+    if not seen.ended and not seen.statuses:
         found.append("neither answered nor closed")
     elif seen.waited and not seen.raw:
         found.append("closed without a word")
-    return [f"{attack.what}: {one}; sent {b''.join(attack.pieces)[:600]!r}" for one in found]
+    sent, came = b"".join(attack.pieces), seen.raw
+    return [f"{attack.what}: {one}; sent {sent[:400]!r}, got {came[:400]!r}" for one in found]
 
 
 def good(target: Target, key: str = "") -> bytes:

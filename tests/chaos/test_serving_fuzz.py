@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hostile import Attack, Target, complaints, good, strike
+from hostile import ANSWER_WITHIN_S, Attack, Target, complaints, good, strike
 from hostile_mix import attacks
 from servables import MLP, PICTURE, TABLE, mlp_graph, picture_graph, publish, table_graph
 from serving_process import ServiceProcess, processes, serving
@@ -28,7 +28,7 @@ from cluster.storage import open_store
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 SEED = int(os.environ.get("TANDEM_FUZZ_SEED", "1"))
-ATTACKS = int(os.environ.get("TANDEM_FUZZ_ATTACKS", "5000"))
+ATTACKS = int(os.environ.get("TANDEM_FUZZ_ATTACKS", "12000"))
 ROUND = 500
 AT_ONCE = 12
 GROWTH_MIB = 40
@@ -77,6 +77,7 @@ def test_no_attack_is_answered_with_500_or_fells_anything(
     endless = attacks(random.Random(SEED), TARGETS, key)
     found: list[str] = []
     statuses: Counter[int] = Counter()
+    left_open: list[tuple[str, list[int]]] = []
     sizes = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in range(0, ATTACKS, ROUND):
@@ -84,11 +85,13 @@ def test_no_attack_is_answered_with_500_or_fells_anything(
             for attack, seen in zip(batch, pool.map(partial(strike, port), batch), strict=True):
                 found += complaints(attack, seen)
                 statuses.update(seen.statuses)
+                left_open += [(attack.what, seen.statuses)] if not seen.ended else []
             after = [strike(port, Attack("good", (good(target, key),))).raw for target in TARGETS]
             assert [_body(raw) for raw in after] == [_body(raw) for raw in before]
             sizes.append(_sizes_mib(service))
     with capsys.disabled():
         sys.stdout.write(f"\n{ATTACKS} attacks, answers {dict(sorted(statuses.items()))}\n")
+        sys.stdout.write(f"answered, and open {ANSWER_WITHIN_S:.0f} s later: {left_open}\n")
         sys.stdout.write("MiB by process, at the end of each quarter:\n")
         for quarter in (1, 2, 3, 4):
             sys.stdout.write(f"  {sizes[len(sizes) * quarter // 4 - 1]}\n")
