@@ -1,7 +1,7 @@
 """One Ray head as KubeRay starts it in a pod: with the manifest's environment, on the ports it has there.
 
 Started behind `IN_A_NETWORK_OF_ITS_OWN`, a process and all that it starts have a loopback that nobody else
-is on, so the fixed ports of Ray and HAProxy are free, as in a pod.
+is on, so the fixed ports of Ray and HAProxy are free, as in a pod. What it mounts, nobody else sees.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-IN_A_NETWORK_OF_ITS_OWN = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
-"""Goes before a command. Needs the right to make network namespaces."""
+IN_A_NETWORK_OF_ITS_OWN = ("unshare", "--net", "--mount", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
+"""Goes before a command. Needs the right to make namespaces."""
 _MARK = "TANDEM_TEST_POD"
 _GONE_WITHIN_S = 15.0
 
@@ -64,6 +64,35 @@ def head(container: Mapping[str, Any], cpus: int, folder: Path, extra: Mapping[s
             process.kill()
             process.wait()
             _end(mark)
+
+
+@contextmanager
+def mounted(folder: Path, files: Mapping[str, str]) -> Iterator[None]:
+    """`files` in `folder`, as a pod has a ConfigMap; seen from this mount namespace alone."""
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True, capture_output=True)
+        try:
+            for name, text in files.items():
+                (folder / name).write_text(text)
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
+    finally:
+        if made:
+            folder.rmdir()
+
+
+def kill_driver(job_id: str) -> None:
+    """SIGKILL to the processes that a Ray job's entrypoint has become."""
+    for process in psutil.process_iter():
+        try:
+            config, command = process.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""), process.cmdline()
+            if f'"{job_id}"' in config and any(word.endswith("/tandem") for word in command):
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
 
 
 def _end(mark: str) -> None:

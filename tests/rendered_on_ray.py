@@ -13,13 +13,17 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from ray_pod import head
+from ray_pod import head, kill_driver, mounted
 from seaweed import Seaweed
 from servables import LABELS, publish_mlp
 
+from cluster.events import read_events
+from cluster.runs import Run
 from cluster.storage import open_store
+from k8s.rayjob import RECIPE_DIR
 from k8s.render import render
 from k8s.settings import ClusterSettings
+from training.data.samples import write_digits
 
 pytestmark = pytest.mark.timeout(240)
 TOKEN = "a-token-of-the-test-and-of-nothing-else"
@@ -104,6 +108,72 @@ def test_the_rayservice_answers_and_its_probes_too(
         assert answer.status_code == 200, answer.text
         assert answer.json()["predictions"][0]["label"] == LABELS[3]
         client.close()
+
+
+def test_a_rayjob_commits_and_its_second_attempt_resumes(
+    s3: Seaweed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt's driver is killed; the second comes to a new Ray, as KubeRay's retry does."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    train_uri, eval_uri = write_digits(s3.uri("tandem", "digits"))
+    store = open_store(s3.uri("tandem", "store"))
+    recipe = {
+        "model": "digits",
+        "run": "digits-job",
+        "task": "image-classification",
+        "data": {"train": train_uri, "eval": eval_uri},
+        "store": store.uri,
+        "optimization": {"global_batch_size": 128, "epochs": 20, "learning_rate": 0.003},
+        "checkpoint": {"every_s": None, "every_steps": 5},
+        "gate": {"metric": "accuracy", "at_least": 0.5},
+    }
+    path = folder / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    manifests = render(path, ClusterSettings())
+    spec = of_kind(manifests, "RayJob")["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    # One node here is head and worker.
+    env = [entry for group in groups for entry in group["template"]["spec"]["containers"][0]["env"]]
+    operators = {"RAY_AUTH_MODE": cluster["authOptions"]["mode"], "RAY_AUTH_TOKEN": TOKEN}
+    extra = {**operators, "PYTHONPATH": os.pathsep.join(import_path())}
+    run = Run(store, "digits-job")
+
+    def attempt(job_id: str, meanwhile: Callable[[], None]) -> str:
+        """How one attempt at the job ended, on a Ray of its own."""
+        home = folder / job_id[-1]
+        home.mkdir()
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        with (
+            head({"env": env}, 2, home, extra),
+            httpx.Client(
+                base_url="http://127.0.0.1:8265", headers=bearer, timeout=10, trust_env=False
+            ) as api,
+        ):
+            until(lambda: api.get("/api/version").is_success, 60)
+            job = {"entrypoint": spec["entrypoint"], "submission_id": job_id, "metadata": {}}
+            until(lambda: api.post("/api/jobs/", json=job).is_success, 30)
+            meanwhile()
+            ended = ("SUCCEEDED", "FAILED", "STOPPED")
+            until(lambda: api.get(f"/api/jobs/{job_id}").json()["status"] in ended, 90)
+            return str(api.get(f"/api/jobs/{job_id}").json()["status"])
+
+    def kill_after_a_commit() -> None:
+        until(lambda: run.checkpoints().head() > 4, 90)  # fences of a start are some of them
+        kill_driver("digits-job-1")
+
+    with mounted(Path(RECIPE_DIR), of_kind(manifests, "ConfigMap")["data"]):
+        assert attempt("digits-job-1", kill_after_a_commit) == "FAILED"
+        assert run.result() is None
+        assert attempt("digits-job-2", lambda: None) == "SUCCEEDED"
+    starts = [event for event in read_events(store, run.prefix) if event["event"] == "attempt-started"]
+    last = max(starts, key=lambda event: str(event["at"]))
+    assert last["source"] == "store"
+    assert last["step"] > 0
+    result = run.result()
+    assert result is not None
+    assert (result.gate, result.version, result.steps) == ("passed", 1, 20 * 12)
 
 
 def import_path() -> list[str]:
